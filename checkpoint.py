@@ -1,0 +1,103 @@
+"""Writes checkpoints so that none is ever half a file, and reads them back without running them.
+
+A training checkpoint is a dictionary of plain values and tensors, which `torch.load` opens under
+`weights_only=True`:
+
+    format         "dcgan-1"
+    config         every setting of the run, `dataclasses.asdict` of train.Config
+    epoch, step    completed epochs and steps
+    generator, discriminator, optimizer_g, optimizer_d    their state dicts
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = "dcgan-1"
+GENERATOR_SETTINGS = (
+    "z_dim", "features", "channels", "max_features", "norm", "activation", "z_dist"
+)  # fmt: skip
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one line that names the file."""
+
+
+def save(path: str | Path, contents: Mapping[str, Any]) -> None:
+    """Write `contents` to `path`, whole or not at all.
+
+    Written beside its place, flushed to the disk and then renamed, so that a crash leaves the
+    file that was there before.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **contents}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a training checkpoint onto the CPU.
+
+    Raises:
+        CheckpointError: missing, a folder, damaged (its checksums are compared) or not ours.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; name the .pth file in it")
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile:
+        raise CheckpointError(f"{path} is no checkpoint, or is cut short") from None
+    if damaged:
+        raise CheckpointError(f"{path} is damaged: {damaged} does not match its checksum")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch names no common class for what it cannot read
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{path} is no checkpoint that can be read: {reason}") from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no checkpoint of train.py: its format is not {FORMAT}")
+    return contents
+
+
+def read_generator(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read from a checkpoint the settings (arguments of `models.Generator`) and the weights.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    contents = load(path)
+    config = contents["config"]
+    height, _, width = config["image_size"].partition("x")
+    settings = {name: config[name] for name in GENERATOR_SETTINGS}
+    settings["image_size"] = (int(height), int(width or height))
+    return settings, contents["generator"]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut; Windows offers no such call."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
