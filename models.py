@@ -83,7 +83,7 @@ class Generator(nn.Module):
         settings, weights = checkpoint.read_generator(path)
         generator = cls(**settings)
         generator.load_state_dict(weights)
-        return generator.eval().to(device)
+        return generator.eval().to(device, memory_format=torch.channels_last)
 
 
 class Discriminator(nn.Module):

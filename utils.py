@@ -1,0 +1,315 @@
+"""What every script needs: settings as command-line flags, the device, the log, picture grids."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torchvision
+from matplotlib.figure import Figure
+from PIL import Image
+from tqdm import tqdm
+
+from dataset import DataError
+
+Settings = TypeVar("Settings")
+
+
+REQUIRED = dataclasses.MISSING
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message is one line that names its flag."""
+
+
+# Settings as flags -------------------------------------------------------------------------------
+
+
+def setting(
+    group: str,
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[Any] = (),
+    minimum: float = -math.inf,
+    below: float = math.inf,
+    bare: str | None = None,
+    shown: str | None = None,
+    may_change: bool = False,
+) -> Any:
+    """Declare a field of a settings dataclass, and with it a flag of the same name.
+
+    Args:
+        group: the heading that the flag stands under in `--help`.
+        default: the default; `REQUIRED` makes it a flag that must be given.
+        help: one line, which says the unit; `--help` adds the default.
+        choices: the only values allowed.
+        minimum, below: the range allowed, minimum <= value < below.
+        bare: the value that the flag has when it is given without one.
+        shown: the default in words, where it is None.
+        may_change: whether a resumed run may have another value.
+    """
+    metadata = {
+        "help": help, "group": group, "choices": choices, "minimum": minimum, "below": below,
+        "bare": bare, "shown": shown, "may_change": may_change,
+    }  # fmt: skip
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse a value whose type, choice or range is not the one declared.
+
+    Raises:
+        SettingsError: naming the flag and what it takes.
+    """
+    for field in dataclasses.fields(settings):
+        value, wanted = getattr(settings, field.name), _type_of(settings, field)
+        choices, minimum, below = (field.metadata[key] for key in ("choices", "minimum", "below"))
+        if value is None and field.default is None:
+            continue
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            problem = f"must be of type {wanted.__name__}"
+        elif choices and value not in choices:
+            problem = "must be one of " + ", ".join(map(str, choices))
+        elif wanted in (int, float) and not minimum <= value < below:
+            bounds = [f"at least {minimum:g}"] * (minimum > -math.inf)
+            problem = "must be " + " and ".join(bounds + [f"below {below:g}"] * (below < math.inf))
+        else:
+            continue
+        raise SettingsError(f"--{field.name} {getattr(settings, field.name)}: {problem}")
+
+
+def parse_settings(
+    kind: type[Settings], description: str | None, arguments: Sequence[str] | None = None
+) -> Settings:
+    """Build the settings dataclass `kind` from command-line arguments, by default the process's.
+
+    Only the flags that were given are passed to `kind`. One dash does for two, and @FILE stands
+    for the flags in a settings file. A flag that does not parse ends the process with one line
+    and status 2.
+
+    Raises:
+        SettingsError: from `kind`, for a value that cannot be used.
+    """
+    parser = _Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        fromfile_prefix_chars="@",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        metadata, wanted = field.metadata, _type_of(kind, field)
+        group = metadata["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        help = f"{metadata['help']} ({shown_default(field)})".replace("%", "%%")
+        options: dict[str, Any] = {"help": help}
+        if wanted is bool:
+            options["action"] = "store_true"
+        else:
+            options.update(type=wanted, metavar=wanted.__name__.upper())
+            options["required"] = field.default is REQUIRED
+            if metadata["choices"]:
+                options.update(choices=metadata["choices"], metavar=None)
+            if metadata["bare"]:
+                options.update(nargs="?", const=metadata["bare"])
+        groups[group].add_argument(f"--{field.name}", **options)
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = [re.sub(r"^-(?=[a-z]\w)", "--", argument) for argument in arguments]
+    return kind(**vars(parser.parse_args(arguments)))
+
+
+def shown_default(field: dataclasses.Field) -> str:
+    """Give the default of a setting as `--help` shows it."""
+    if field.default is REQUIRED:
+        return "required"
+    return f"default: {field.metadata['shown'] or field.default}"
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that reads settings files and whose errors are one line."""
+
+    def convert_arg_line_to_args(self, line: str) -> list[str]:
+        match = re.fullmatch(
+            r'\s*(--\w+)?(?:(?:\s*=\s*|\s+)(?:"(.*)"|(\S.*?)))?(?:\s+#.*|#.*)?\s*', line
+        )
+        if match is None:
+            self.error(f"settings file: {line.strip()!r} is not a line like: --epochs 25")
+        flag, quoted, plain = match.groups()
+        return [word for word in (flag, quoted or plain) if word is not None]
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def write_settings(path: Path, settings: Any, leave_out: Iterable[str] = ()) -> None:
+    """Write `settings` as a file that `@FILE` reads back: one `--flag value` a line."""
+    lines = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value is None or value is False or field.name in leave_out:
+            continue
+        quote = '"' if isinstance(value, str) and re.search(r'^["#]|\s#|^\s|\s$', value) else ""
+        lines.append(f"--{field.name}" + f" {quote}{value}{quote}" * (value is not True))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _type_of(settings: Any, field: dataclasses.Field) -> type:
+    """Give the type of a field's values, which is T where the annotation is `T | None`."""
+    kind = settings if isinstance(settings, type) else type(settings)
+    annotation = typing.get_type_hints(kind)[field.name]
+    members = [member for member in typing.get_args(annotation) if member is not type(None)]
+    return members[0] if members else annotation
+
+
+def run_script(main: Callable[[], Any], *mistakes: type[Exception]) -> None:
+    """Run a script's `main`: a user's mistake becomes one line on stderr and exit status 2.
+
+    Mistakes are errors in settings and data, those given, and files that the system refuses.
+    """
+    try:
+        main()
+    except (SettingsError, DataError, *mistakes) as error:
+        message = str(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        message = f"{error.filename}: {error.strerror}"
+    else:
+        return
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+# The device --------------------------------------------------------------------------------------
+
+
+def pick_device(name: str) -> torch.device:
+    """Give the device called `name`; "auto" is the GPU if CUDA finds one, else the CPU.
+
+    Raises:
+        SettingsError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise SettingsError(f"--device {name}: not available here ({reason})") from None
+    return device
+
+
+# What a run leaves behind ------------------------------------------------------------------------
+
+
+def warn(message: str) -> None:
+    """Print one line on stderr, above a progress bar if there is one."""
+    tqdm.write(f"Warning: {message}", file=sys.stderr)
+
+
+def make_grid(images: np.ndarray) -> Image.Image:
+    """Lay images (N, H, W, C) uint8 out in rows, as square as N allows, two pixels apart."""
+    columns = math.ceil(math.sqrt(len(images)))
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
+    grid = torchvision.utils.make_grid(tensor, nrow=columns, padding=2)  # grey comes back threefold
+    return to_picture(grid[: images.shape[3]].permute(1, 2, 0).contiguous().numpy())
+
+
+def to_picture(image: np.ndarray) -> Image.Image:
+    """Turn an image (H, W, C) uint8 into a picture that Pillow saves."""
+    return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+
+
+class Record:
+    """The log and the pictures of a run, in a folder of their own.
+
+    Args:
+        folder: where to; made if it is not there.
+        step: the step that the run goes on from; what the log has beyond it is dropped.
+        tensorboard: log to TensorBoard too.
+    """
+
+    def __init__(self, folder: Path, step: int = 0, tensorboard: bool = False) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.log_path = folder / "log.jsonl"
+        entries = [entry for entry in self.entries() if entry["step"] <= step]
+        self.log_path.write_text("".join(map(_json_line, entries)), encoding="utf-8")
+        self.writer = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # optional
+
+            self.writer = SummaryWriter(folder, purge_step=step + 1)
+
+    def entries(self) -> list[dict[str, float]]:
+        """Read the log, one JSON object a line, oldest first."""
+        if not self.log_path.exists():
+            return []
+        return [json.loads(line) for line in self.log_path.read_text("utf-8").splitlines()]
+
+    def log(self, entry: Mapping[str, float]) -> None:
+        """Add a line to log.jsonl; `entry` has the step among its values."""
+        with open(self.log_path, "a", encoding="utf-8") as file:
+            file.write(_json_line(entry))
+        if self.writer:
+            for name in entry.keys() - {"step"}:
+                self.writer.add_scalar(name, entry[name], entry["step"])
+
+    def draw(self, name: str, images: np.ndarray, step: int = 0) -> None:
+        """Write images (N, H, W, C) uint8 as the grid `name`.png."""
+        grid = make_grid(images)
+        grid.save(self.folder / f"{name}.png")
+        if self.writer:
+            self.writer.add_image(name.split("_")[0], np.asarray(grid), step, dataformats="HWC")
+
+    def summarise(self) -> None:
+        """Write losses.png from the log, and training.gif from the grids step_*.png."""
+        plot_log(self.folder / "losses.png", self.entries())
+        write_animation(self.folder / "training.gif", sorted(self.folder.glob("step_*.png")))
+
+
+def _json_line(entry: Mapping[str, float]) -> str:
+    return json.dumps(entry) + "\n"
+
+
+def write_animation(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> None:
+    """Write picture files as a GIF that loops in about `seconds`, evenly thinned to 100 frames."""
+    taken = np.linspace(0, len(frames) - 1, min(len(frames), 100)).round().astype(int)
+    pictures = [Image.open(frames[i]).convert("RGB") for i in taken]
+    durations = [max(40, round(seconds * 1000 / len(pictures)))] * (len(pictures) - 1) + [2000]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def plot_log(path: Path, entries: Sequence[Mapping[str, float]]) -> None:
+    """Plot the losses, and D(x) and D(G(z)), over the steps."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True)
+    for axes, label, lines in (
+        (top, "loss", {"loss_d": "discriminator", "loss_g": "generator"}),
+        (bottom, "D's output", {"d_real": "D(x)", "d_fake": "D(G(z))"}),
+    ):
+        for name, legend in lines.items():
+            values = [entry[name] for entry in entries]
+            axes.plot([entry["step"] for entry in entries], values, label=legend, linewidth=1)
+        axes.set_ylabel(label)
+        axes.legend(loc="upper right")
+        axes.grid(alpha=0.3)
+    bottom.set_xlabel("step")
+    figure.savefig(path, dpi=100)
