@@ -12,7 +12,7 @@ import importlib.util
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 import checkpoint
 from checkpoint import CheckpointError
-from dataset import NAMED_SETS, batches, load, parse_size, random_at, run_name, to_image, to_tensor
+from dataset import NAMED_SETS, batches, load, parse_size, random_at, to_image, to_tensor
 from models import Discriminator, Generator, draw, draw_latents, sample_latents
+from record import Record, find_run, prune
 from utils import (
-    Record,
     SettingsError,
     check_settings,
     parse_settings,
@@ -186,8 +186,8 @@ def hinge_generator(logit_fake: Tensor) -> Tensor:
 LOSSES = {
     "bce": Loss(bce_discriminator, bce_generator, torch.sigmoid),
     "minimax": Loss(bce_discriminator, minimax_generator, torch.sigmoid),
-    "lsgan": Loss(lsgan_discriminator, lsgan_generator, torch.Tensor.detach),
-    "hinge": Loss(hinge_discriminator, hinge_generator, torch.Tensor.detach),
+    "lsgan": Loss(lsgan_discriminator, lsgan_generator, lambda logit: logit),
+    "hinge": Loss(hinge_discriminator, hinge_generator, lambda logit: logit),
 }
 
 
@@ -289,6 +289,8 @@ def train(config: Config) -> Path:
         start = saved["step"]
         for player, key in zip(players, Players._fields, strict=True):
             player.load_state_dict(saved[key])
+        if start // steps_per_epoch != saved["epoch"]:
+            warn(f"--data {config.data} has changed since: an epoch is now {steps_per_epoch} steps")
     folder = Path(config.checkpoint_dir, config.name)
     if start >= total:
         print(f"{folder} has {start:,} steps already: --epochs or --steps must ask for more")
@@ -305,11 +307,11 @@ def train(config: Config) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_settings(folder / "settings.txt", config)
     record = Record(Path(config.sample_dir, config.name), start, config.tensorboard)
-    record.draw("real", images[: len(GRID_SEEDS)])
+    record.draw("real", images[:: -(-count // len(GRID_SEEDS))])
     grid_z = sample_latents(GRID_SEEDS, config.z_dim, config.z_dist)
 
     bar = tqdm(total=total, initial=start, unit="step", disable=None)
-    clock = time.perf_counter()
+    began = clock = time.perf_counter()
     logged = start
     stream = batches(images, batch_size, config.seed, start, config.mirror)
     for step, batch in zip(range(start + 1, total + 1), stream, strict=False):
@@ -330,64 +332,21 @@ def train(config: Config) -> Path:
             grid = to_image(draw(players.generator, grid_z))
             record.draw(f"step_{step:07d}", grid, step)
         if ends:
-            save(folder / "last.pth", config, epoch, step, players)
+            contents = {"config": asdict(config), "epoch": epoch, "step": step}
+            contents |= {key: player.state_dict() for key, player in players._asdict().items()}
+            checkpoint.save(folder / "last.pth", contents)
+            left = tqdm.format_interval((clock - began) / (step - start) * (total - step))
             shown = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
-            bar.write(f"epoch {step / steps_per_epoch:.4g}, step {step:,} of {total:,}: {shown}")
+            bar.write(
+                f"epoch {step / steps_per_epoch:.4g}  step {step:,}/{total:,}  {shown}  left {left}"
+            )
         if within == 0 and epoch % config.save_every == 0:
-            save(folder / f"epoch_{epoch:04d}.pth", config, epoch, step, players)
+            checkpoint.save(folder / f"epoch_{epoch:04d}.pth", contents)
             prune(folder, config.keep)
             record.summarise()
     bar.close()
     record.summarise()
     return folder / "last.pth"
-
-
-def find_run(config: Config) -> tuple[Config, dict[str, Any] | None]:
-    """Settle the run's name and settings, and read the checkpoint that it goes on from, if any.
-
-    Raises:
-        CheckpointError: the run exists and is not resumed, or it was made with other settings.
-    """
-    name = config.name or run_name(config.data)
-    own = Path(config.checkpoint_dir, name, "last.pth")
-    anew = replace(config, name=name, resume=None)
-    if config.resume is None:
-        if own.exists():
-            raise CheckpointError(f"{own} exists: add --resume to go on, or --name for a new run")
-        return anew, None
-    if config.resume != "last":
-        source, moved = Path(config.resume), {}
-    elif own.exists():
-        source, moved = own, {"name": name, "checkpoint_dir": config.checkpoint_dir}
-    else:
-        print(f"Nothing is saved as {own} yet: starting anew")
-        return anew, None
-
-    saved = checkpoint.load(source)
-    config = replace(merge(config, saved["config"], source), resume=None, **moved)
-    own = Path(config.checkpoint_dir, config.name, "last.pth")
-    if own.exists() and not own.samefile(source):
-        raise CheckpointError(f"{own} exists: add --name for a new run that goes on from {source}")
-    return config, saved
-
-
-def merge(config: Config, stored: dict[str, Any], source: Path) -> Config:
-    """Take what `config` was given over what is `stored`, and refuse what can't change midway."""
-    unknown = stored.keys() - {field.name for field in fields(Config)}
-    if unknown:
-        raise CheckpointError(f"{source} is of another version; it has {', '.join(unknown)}")
-    given = {name: getattr(config, name) for name in config.given}
-    for field in fields(Config):
-        old, new = stored.get(field.name), given.get(field.name)
-        same = old == new or (field.name == "data" and Path(old).resolve() == Path(new).resolve())
-        if field.name in given and not field.metadata["may_change"] and not same:
-            raise CheckpointError(
-                f"--{field.name} {new}: {source} was trained with {old}; leave the flag out, or "
-                "start a new run with --name and without --resume"
-            )
-    if "epochs" in given:
-        given = {"steps": None, **given}  # the new bound, not the one that the run had
-    return Config(**stored | given)
 
 
 def latents_at(config: Config, step: int, batch_size: int, device: torch.device) -> list[Tensor]:
@@ -397,19 +356,6 @@ def latents_at(config: Config, step: int, batch_size: int, device: torch.device)
         for purpose in ["latents"] + ["fresh latents"] * config.fresh_latents
     ]
     return [z.to(device) for z in draws]
-
-
-def save(path: Path, config: Config, epoch: int, step: int, players: Players) -> None:
-    """Write a training checkpoint after `epoch` whole epochs, `step` steps in all."""
-    states = {name: player.state_dict() for name, player in players._asdict().items()}
-    checkpoint.save(path, {"config": asdict(config), "epoch": epoch, "step": step, **states})
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` numbered checkpoints."""
-    numbered = sorted(folder.glob("epoch_*.pth"), key=lambda path: (len(path.name), path.name))
-    for path in numbered[:-keep]:
-        path.unlink()
 
 
 if __name__ == "__main__":

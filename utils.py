@@ -1,22 +1,20 @@
-"""What every script needs: settings as command-line flags, the device, the log, picture grids."""
+"""What every script needs: settings as command-line flags, the device, picture grids."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torchvision
-from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
@@ -216,7 +214,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-# What a run leaves behind ------------------------------------------------------------------------
+# Words and pictures ------------------------------------------------------------------------------
 
 
 def warn(message: str) -> None:
@@ -235,81 +233,3 @@ def make_grid(images: np.ndarray) -> Image.Image:
 def to_picture(image: np.ndarray) -> Image.Image:
     """Turn an image (H, W, C) uint8 into a picture that Pillow saves."""
     return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
-
-
-class Record:
-    """The log and the pictures of a run, in a folder of their own.
-
-    Args:
-        folder: where to; made if it is not there.
-        step: the step that the run goes on from; what the log has beyond it is dropped.
-        tensorboard: log to TensorBoard too.
-    """
-
-    def __init__(self, folder: Path, step: int = 0, tensorboard: bool = False) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.log_path = folder / "log.jsonl"
-        entries = [entry for entry in self.entries() if entry["step"] <= step]
-        self.log_path.write_text("".join(map(_json_line, entries)), encoding="utf-8")
-        self.writer = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # optional
-
-            self.writer = SummaryWriter(folder, purge_step=step + 1)
-
-    def entries(self) -> list[dict[str, float]]:
-        """Read the log, one JSON object a line, oldest first."""
-        if not self.log_path.exists():
-            return []
-        return [json.loads(line) for line in self.log_path.read_text("utf-8").splitlines()]
-
-    def log(self, entry: Mapping[str, float]) -> None:
-        """Add a line to log.jsonl; `entry` has the step among its values."""
-        with open(self.log_path, "a", encoding="utf-8") as file:
-            file.write(_json_line(entry))
-        if self.writer:
-            for name in entry.keys() - {"step"}:
-                self.writer.add_scalar(name, entry[name], entry["step"])
-
-    def draw(self, name: str, images: np.ndarray, step: int = 0) -> None:
-        """Write images (N, H, W, C) uint8 as the grid `name`.png."""
-        grid = make_grid(images)
-        grid.save(self.folder / f"{name}.png")
-        if self.writer:
-            self.writer.add_image(name.split("_")[0], np.asarray(grid), step, dataformats="HWC")
-
-    def summarise(self) -> None:
-        """Write losses.png from the log, and training.gif from the grids step_*.png."""
-        plot_log(self.folder / "losses.png", self.entries())
-        write_animation(self.folder / "training.gif", sorted(self.folder.glob("step_*.png")))
-
-
-def _json_line(entry: Mapping[str, float]) -> str:
-    return json.dumps(entry) + "\n"
-
-
-def write_animation(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> None:
-    """Write picture files as a GIF that loops in about `seconds`, evenly thinned to 100 frames."""
-    taken = np.linspace(0, len(frames) - 1, min(len(frames), 100)).round().astype(int)
-    pictures = [Image.open(frames[i]).convert("RGB") for i in taken]
-    durations = [max(40, round(seconds * 1000 / len(pictures)))] * (len(pictures) - 1) + [2000]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
-
-
-def plot_log(path: Path, entries: Sequence[Mapping[str, float]]) -> None:
-    """Plot the losses, and D(x) and D(G(z)), over the steps."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    top, bottom = figure.subplots(2, sharex=True)
-    for axes, label, lines in (
-        (top, "loss", {"loss_d": "discriminator", "loss_g": "generator"}),
-        (bottom, "D's output", {"d_real": "D(x)", "d_fake": "D(G(z))"}),
-    ):
-        for name, legend in lines.items():
-            values = [entry[name] for entry in entries]
-            axes.plot([entry["step"] for entry in entries], values, label=legend, linewidth=1)
-        axes.set_ylabel(label)
-        axes.legend(loc="upper right")
-        axes.grid(alpha=0.3)
-    bottom.set_xlabel("step")
-    figure.savefig(path, dpi=100)

@@ -1,0 +1,160 @@
+"""What a run keeps on disk: which checkpoint it goes on from, its log and its pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+import checkpoint
+from checkpoint import CheckpointError
+from dataset import run_name
+from utils import make_grid
+
+Config = TypeVar("Config")  # train.Config: a script, which a module does not import
+
+
+def find_run(config: Config) -> tuple[Config, dict[str, Any] | None]:
+    """Settle a run's name and settings, and read the checkpoint that it goes on from, if any.
+
+    `config` is a train.Config, of which `given` says which settings the user named.
+
+    Raises:
+        CheckpointError: the run exists and is not resumed, or it was made with other settings.
+    """
+    name = config.name or run_name(config.data)
+    own = Path(config.checkpoint_dir, name, "last.pth")
+    anew = replace(config, name=name, resume=None)
+    if config.resume is None:
+        if own.exists():
+            raise CheckpointError(f"{own} exists: add --resume to go on, or --name for a new run")
+        return anew, None
+    if config.resume != "last":
+        source, moved = Path(config.resume), {}
+    elif own.exists():
+        source, moved = own, {"name": name, "checkpoint_dir": config.checkpoint_dir}
+    else:
+        print(f"Nothing is saved as {own} yet: starting anew")
+        return anew, None
+
+    saved = checkpoint.load(source)
+    if "optimizer_g" not in saved:
+        raise CheckpointError(f"{source} can draw pictures but not train on: it has no optimizers")
+    config = replace(merge(config, saved["config"], source), resume=None, **moved)
+    own = Path(config.checkpoint_dir, config.name, "last.pth")
+    if own.exists() and not own.samefile(source):
+        raise CheckpointError(f"{own} exists: add --name for a new run that goes on from {source}")
+    return config, saved
+
+
+def merge(config: Config, stored: dict[str, Any], source: Path) -> Config:
+    """Take what `config` was given over what is `stored`, and refuse what can't change midway."""
+    unknown = stored.keys() - {field.name for field in fields(config)}
+    if unknown:
+        raise CheckpointError(f"{source} is of another version; it has {', '.join(unknown)}")
+    given = {name: getattr(config, name) for name in config.given}
+    for field in fields(config):
+        name = field.name
+        if name not in given or field.metadata["may_change"]:
+            continue
+        old, new = stored[name], given[name]
+        if old == new or (name == "data" and Path(old).resolve() == Path(new).resolve()):
+            continue
+        raise CheckpointError(
+            f"--{name} {new}: {source} was trained with {old}; leave the flag out, or start a new "
+            "run with another --name and without --resume"
+        )
+    if "epochs" in given:
+        given = {"steps": None, **given}  # the new bound, not the one that the run had
+    return type(config)(**stored | given)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` numbered checkpoints."""
+    numbered = sorted(folder.glob("epoch_*.pth"), key=lambda path: (len(path.name), path.name))
+    for path in numbered[:-keep]:
+        path.unlink()
+
+
+class Record:
+    """The log and the pictures of a run, in a folder of their own.
+
+    Args:
+        folder: where to; made if it is not there.
+        step: the step that the run goes on from; what the log has beyond it is dropped.
+        tensorboard: log to TensorBoard too.
+    """
+
+    def __init__(self, folder: Path, step: int = 0, tensorboard: bool = False) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.log_path = folder / "log.jsonl"
+        entries = [entry for entry in self.entries() if entry["step"] <= step]
+        self.log_path.write_text("".join(map(_json_line, entries)), encoding="utf-8")
+        self.writer = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # optional
+
+            self.writer = SummaryWriter(folder, purge_step=step + 1)
+
+    def entries(self) -> list[dict[str, float]]:
+        """Read the log, one JSON object a line, oldest first."""
+        if not self.log_path.exists():
+            return []
+        return [json.loads(line) for line in self.log_path.read_text("utf-8").splitlines()]
+
+    def log(self, entry: Mapping[str, float]) -> None:
+        """Add a line to log.jsonl; `entry` has the step among its values."""
+        with open(self.log_path, "a", encoding="utf-8") as file:
+            file.write(_json_line(entry))
+        if self.writer:
+            for name in entry.keys() - {"step"}:
+                self.writer.add_scalar(name, entry[name], entry["step"])
+
+    def draw(self, name: str, images: np.ndarray, step: int = 0) -> None:
+        """Write images (N, H, W, C) uint8 as the grid `name`.png."""
+        grid = make_grid(images)
+        grid.save(self.folder / f"{name}.png")
+        if self.writer:
+            self.writer.add_image(name.split("_")[0], np.asarray(grid), step, dataformats="HWC")
+
+    def summarise(self) -> None:
+        """Write losses.png from the log, and training.gif from the grids step_*.png."""
+        plot_log(self.folder / "losses.png", self.entries())
+        write_animation(self.folder / "training.gif", sorted(self.folder.glob("step_*.png")))
+
+
+def _json_line(entry: Mapping[str, float]) -> str:
+    return json.dumps(entry) + "\n"
+
+
+def write_animation(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> None:
+    """Write picture files as a GIF that loops in about `seconds`, evenly thinned to 100 frames."""
+    taken = np.linspace(0, len(frames) - 1, min(len(frames), 100)).round().astype(int)
+    pictures = [Image.open(frames[i]).convert("RGB") for i in taken]
+    durations = [max(40, round(seconds * 1000 / len(pictures)))] * (len(pictures) - 1) + [2000]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def plot_log(path: Path, entries: Sequence[Mapping[str, float]]) -> None:
+    """Plot the losses, and D(x) and D(G(z)), over the steps."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True)
+    for axes, label, lines in (
+        (top, "loss", {"loss_d": "discriminator", "loss_g": "generator"}),
+        (bottom, "D's output", {"d_real": "D(x)", "d_fake": "D(G(z))"}),
+    ):
+        for name, legend in lines.items():
+            values = [entry[name] for entry in entries]
+            axes.plot([entry["step"] for entry in entries], values, label=legend, linewidth=1)
+        axes.set_ylabel(label)
+        axes.legend(loc="upper right")
+        axes.grid(alpha=0.3)
+    bottom.set_xlabel("step")
+    figure.savefig(path, dpi=100)
