@@ -23,7 +23,7 @@ from tqdm import tqdm
 Source = str | tuple[str, str] | np.ndarray
 
 # The decoders that may open a file, whatever its suffix. Not EPS or PDF, which run programs.
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 FILES_PER_PROCESS = 256  # fewer are decoded sooner than another process starts
 
@@ -81,7 +81,14 @@ def _open(source: Source) -> Image.Image:
         archive, member = source
         modified = os.stat(archive).st_mtime_ns
         source = io.BytesIO(_archive(archive, modified, os.getpid()).read(member))
-    return Image.open(source, formats=FORMATS)
+    return Image.open(source, formats=_formats())
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Give those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 @functools.lru_cache(maxsize=1)

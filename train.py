@@ -336,10 +336,10 @@ def train(config: Config) -> Path:
             contents |= {key: player.state_dict() for key, player in players._asdict().items()}
             checkpoint.save(folder / "last.pth", contents)
             left = tqdm.format_interval((clock - began) / (step - start) * (total - step))
-            shown = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
-            bar.write(
-                f"epoch {step / steps_per_epoch:.4g}  step {step:,}/{total:,}  {shown}  left {left}"
-            )
+            shown = "  ".join(f"{name} {values[name]:.3f}" for name in METRICS)
+            speed = f"{values['images_per_second']:,.0f} images/s"
+            done = f"epoch {step / steps_per_epoch:.4g}  step {step:,}/{total:,}"
+            bar.write(f"{done}  {shown}  {speed}  {left} left")
         if within == 0 and epoch % config.save_every == 0:
             checkpoint.save(folder / f"epoch_{epoch:04d}.pth", contents)
             prune(folder, config.keep)

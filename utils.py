@@ -139,13 +139,19 @@ def shown_default(field: dataclasses.Field) -> str:
     return f"default: {field.metadata['shown'] or field.default}"
 
 
+# A flag, its value in quotes or plain, and a comment, all of them optional.
+_SETTINGS_LINE = re.compile(
+    r"""\s* (?: (--\w+) (?: (?:\s*=\s*|\s+) (?: "(.*?)" | ((?![\#])\S.*?) ) )? )?
+    (?: (?:^|\s+) \#.* )? \s*""",
+    re.VERBOSE,
+)
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser that reads settings files and whose errors are one line."""
 
     def convert_arg_line_to_args(self, line: str) -> list[str]:
-        match = re.fullmatch(
-            r'\s*(--\w+)?(?:(?:\s*=\s*|\s+)(?:"(.*)"|(\S.*?)))?(?:\s+#.*|#.*)?\s*', line
-        )
+        match = _SETTINGS_LINE.fullmatch(line)
         if match is None:
             self.error(f"settings file: {line.strip()!r} is not a line like: --epochs 25")
         flag, quoted, plain = match.groups()

@@ -1,0 +1,32 @@
+"""Small pictures and small runs that several files of tests share."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def write_pictures(folder, count, size=(20, 24), mode="RGB", suffix=".png", first=0):
+    """Write `count` random pictures of `size` (width, height) into `folder`, and give it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(first)
+    depth = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,)}[mode]
+    for i in range(first, first + count):
+        pixels = random.integers(0, 256, (size[1], size[0], *depth), np.uint8)
+        Image.fromarray(pixels, mode).save(folder / f"{i:04d}{suffix}")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of 20 colour pictures."""
+    return write_pictures(tmp_path / "pictures", 20)
+
+
+@pytest.fixture
+def small(tmp_path, pictures):
+    """Settings of a run that takes a second: 5 steps an epoch, nothing outside tmp_path."""
+    return {
+        "data": str(pictures), "image_size": 16, "features": 4, "z_dim": 8, "batch_size": 4,
+        "epochs": 2, "checkpoint_dir": str(tmp_path / "checkpoints"), "device": "cpu",
+        "sample_dir": str(tmp_path / "samples"), "log_every": 1,
+    }  # fmt: skip

@@ -1,0 +1,86 @@
+"""Checkpoints: written whole, read without being run, and refused in one line when damaged."""
+
+import pickle
+
+import pytest
+import torch
+
+import checkpoint
+from checkpoint import CheckpointError
+from models import Generator
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    path = tmp_path / "a.pth"
+    checkpoint.save(path, {"step": 3, "generator": {"w": torch.arange(4.0)}})
+    contents = checkpoint.load(path)
+    assert contents["format"] == checkpoint.FORMAT and contents["step"] == 3
+    assert torch.equal(contents["generator"]["w"], torch.arange(4.0))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.pth"
+    checkpoint.save(path, {"step": 1})
+    with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
+        checkpoint.save(path, {"step": lambda: 2})
+    assert checkpoint.load(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+def damaged(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda data: b"", "no checkpoint"),
+        (lambda data: b"some text\n", "no checkpoint"),
+        (lambda data: data[: len(data) // 2], "cut short"),
+        (damaged, "checksum"),
+    ],
+)
+def test_a_broken_file_is_refused_by_name(tmp_path, make, says):
+    path = tmp_path / "a.pth"
+    checkpoint.save(path, {"weights": torch.randn(10_000)})
+    path.write_bytes(make(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=f"a.pth.*{says}"):
+        checkpoint.load(path)
+
+
+def test_a_missing_file_a_folder_and_a_stranger_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        checkpoint.load(tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="folder"):
+        checkpoint.load(tmp_path)
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match="format"):
+        checkpoint.load(tmp_path / "b.pth")
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    torch.save({"format": checkpoint.FORMAT, "config": Payload()}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError):
+        checkpoint.load(tmp_path / "a.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_from_checkpoint_gives_the_generator_that_was_saved(tmp_path):
+    generator = Generator(6, 4, 1, (16, 24), 32, "none", "leaky_relu", "uniform")
+    config = {
+        "z_dim": 6, "features": 4, "channels": 1, "image_size": "16x24", "max_features": 32,
+        "norm": "none", "activation": "leaky_relu", "z_dist": "uniform", "epochs": 3,
+    }  # fmt: skip
+    path = tmp_path / "a.pth"
+    checkpoint.save(path, {"config": config, "generator": generator.state_dict()})
+    loaded = Generator.from_checkpoint(path)
+    assert not loaded.training and (loaded.z_dim, loaded.z_dist) == (6, "uniform")
+    assert (loaded.channels, loaded.image_size) == (1, (16, 24))
+    z = torch.randn(2, 6)
+    assert torch.allclose(loaded(z), generator(z), atol=1e-6)

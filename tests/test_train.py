@@ -1,0 +1,277 @@
+"""The losses, the step, and runs: written, resumed bit for bit, and never overwritten."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_pictures
+from PIL import Image
+
+import checkpoint
+from checkpoint import CheckpointError
+from dataset import DataError
+from train import LOSSES, Config, make_players, train, train_step
+from utils import SettingsError
+
+STATES = ("generator", "discriminator", "optimizer_g", "optimizer_d")
+
+
+def same(a, b):
+    """Whether two nests of dictionaries, lists, tensors and values are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+# The game ----------------------------------------------------------------------------------------
+
+
+def test_losses_against_their_formulas():
+    real, fake = np.array([2.0, -1.0, 0.5]), np.array([-3.0, 0.7, 1.5])
+
+    def d(logit):
+        return 1 / (1 + np.exp(-logit))
+
+    bce_d = -np.log(d(real)).mean() - np.log(1 - d(fake)).mean()
+    expected = {
+        "bce": (bce_d, -np.log(d(fake)).mean()),
+        "minimax": (bce_d, np.log(1 - d(fake)).mean()),
+        "lsgan": (
+            ((real - 1) ** 2).mean() / 2 + (fake**2).mean() / 2,
+            ((fake - 1) ** 2).mean() / 2,
+        ),
+        "hinge": (
+            np.maximum(0, 1 - real).mean() + np.maximum(0, 1 + fake).mean(),
+            -fake.mean(),
+        ),
+    }
+    assert expected.keys() == LOSSES.keys()
+    logits = torch.from_numpy(real), torch.from_numpy(fake)
+    for name, (loss_d, loss_g) in expected.items():
+        assert LOSSES[name].discriminator(*logits).item() == pytest.approx(loss_d)
+        assert LOSSES[name].generator(logits[1]).item() == pytest.approx(loss_g)
+
+
+def test_losses_at_equilibrium():
+    zeros = torch.zeros(4)
+    assert LOSSES["bce"].discriminator(zeros, zeros).item() == pytest.approx(2 * np.log(2))
+    assert LOSSES["bce"].generator(zeros).item() == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_player_descends_its_loss_towards_winning(name):
+    """D's loss falls as it tells better; G's falls as D takes its pictures for real."""
+    loss = LOSSES[name]
+    low, high = torch.full((4,), -0.5), torch.full((4,), 0.5)
+    assert loss.discriminator(high, low) < loss.discriminator(low, high)
+    assert loss.generator(high) < loss.generator(low)
+
+
+def play(steps=1, **settings):
+    config = Config(features=4, z_dim=8, channels=1, image_size=16, **settings)
+    players = make_players(config, torch.device("cpu"))
+    torch.manual_seed(1)
+    real = torch.rand(6, 1, 16, 16) * 2 - 1
+    before = [[p.clone() for p in network.parameters()] for network in players[:2]]
+    for _ in range(steps):
+        fresh = torch.randn(6, 8) if config.fresh_latents else None
+        metrics = train_step(players, LOSSES[config.loss], real, torch.randn(6, 8), fresh)
+    moved = [
+        any(not torch.equal(p, q) for p, q in zip(old, network.parameters(), strict=True))
+        for old, network in zip(before, players[:2], strict=True)
+    ]
+    return players, metrics, moved
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_with_one_rate_at_zero_only_the_other_network_moves(loss, fresh):
+    assert play(loss=loss, fresh_latents=fresh)[2] == [True, True]
+    assert play(loss=loss, fresh_latents=fresh, learning_rate_g=0.0)[2] == [False, True]
+    assert play(loss=loss, fresh_latents=fresh, learning_rate_d=0.0)[2] == [True, False]
+
+
+def test_a_step_reports_the_losses_and_outputs_it_had():
+    players, metrics, _ = play()
+    assert metrics.shape == (4,) and not metrics.requires_grad and metrics.isfinite().all()
+    d_real, d_fake = metrics[2:]
+    assert 0 < d_real < 1 and 0 < d_fake < 1
+    assert all(p.requires_grad for p in players.discriminator.parameters())
+
+
+def test_adam_has_the_papers_settings():
+    players, _, _ = play()
+    for optimizer in players[2:]:
+        assert optimizer.defaults["lr"] == 0.0002
+        assert optimizer.defaults["betas"] == (0.5, 0.999)
+    rates = play(learning_rate=0.1, learning_rate_d=0.3)[0]
+    assert [optimizer.defaults["lr"] for optimizer in rates[2:]] == [0.1, 0.3]
+
+
+def test_the_discriminator_learns_to_tell_while_the_generator_stands_still():
+    _, metrics, _ = play(steps=60, learning_rate_g=0.0, learning_rate_d=0.002)
+    loss_d, _, d_real, d_fake = metrics.tolist()
+    assert loss_d < 0.2 and d_real > 0.9 and d_fake < 0.1
+
+
+# Runs --------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_the_readme_says(small, tmp_path):
+    last = train(Config(**small, save_every=1, keep=1, sample_every=2))
+    assert last == tmp_path / "checkpoints" / "pictures" / "last.pth"
+    names = {path.name for path in last.parent.iterdir()}
+    assert names == {"last.pth", "epoch_0002.pth", "settings.txt"}
+
+    contents = torch.load(last, weights_only=True)
+    assert contents.keys() == {"format", "config", "epoch", "step", *STATES}
+    assert (contents["epoch"], contents["step"]) == (2, 10)
+    assert contents["config"]["image_size"] == "16" and contents["config"]["channels"] == 3
+
+    samples = tmp_path / "samples" / "pictures"
+    grids = [f"step_{step:07d}.png" for step in (2, 4, 5, 6, 8, 10)]
+    others = ["real.png", "losses.png", "training.gif", "log.jsonl"]
+    assert {path.name for path in samples.iterdir()} == {*grids, *others}
+    with Image.open(samples / "training.gif") as animation:
+        assert animation.n_frames == len(grids) and animation.info["loop"] == 0
+
+    log = [json.loads(line) for line in (samples / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == list(range(1, 11))
+    keys = {"step", "epoch", "loss_d", "loss_g", "d_real", "d_fake", "images_per_second"}
+    assert log[0].keys() == keys and log[-1]["epoch"] == 2
+
+
+CHOICES = [
+    {},
+    {"mirror": True, "fresh_latents": True, "z_dist": "uniform"},
+    {"loss": "hinge", "norm": "none", "activation": "leaky_relu", "image_size": "12x16"},
+]
+
+
+@pytest.mark.parametrize("choices", CHOICES)
+@pytest.mark.parametrize("stop", [5, 7])  # an epoch's end, and the middle of one
+def test_a_resumed_run_equals_an_unbroken_one(small, choices, stop):
+    small |= choices
+    unbroken = checkpoint.load(train(Config(**small, name="unbroken")))
+    train(Config(**small, name="broken", steps=stop))
+    resumed = train(Config(**small, name="broken", resume="last", steps=10))
+    resumed = checkpoint.load(resumed)
+    assert resumed["step"] == unbroken["step"] == 10 and resumed["epoch"] == unbroken["epoch"] == 2
+    for state in STATES:
+        assert same(resumed[state], unbroken[state]), state
+    logs = [Path(small["sample_dir"], name, "log.jsonl") for name in ("unbroken", "broken")]
+    logs = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
+    for entry in logs[0] + logs[1]:
+        del entry["images_per_second"]
+    assert logs[0] == logs[1]
+
+
+def test_the_seed_decides(small):
+    first, again, other = (
+        checkpoint.load(train(Config(**small, steps=2, name=name, seed=seed)))
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert same(first["generator"], again["generator"])
+    assert not same(first["generator"], other["generator"])
+
+
+def test_drawing_a_grid_in_between_changes_nothing(small):
+    often = checkpoint.load(train(Config(**small, name="often", sample_every=1)))
+    never = checkpoint.load(train(Config(**small, name="never", sample_every=1000)))
+    assert all(same(often[state], never[state]) for state in STATES)
+
+
+def test_a_run_is_never_overwritten(small):
+    last = train(Config(**small, steps=1))
+    kept = last.read_bytes()
+    with pytest.raises(CheckpointError, match="--resume"):
+        train(Config(**small, steps=1))
+    assert last.read_bytes() == kept
+
+
+def test_resume_with_nothing_saved_starts_anew_and_says_so(small, capsys):
+    assert checkpoint.load(train(Config(**small, steps=1, resume="last")))["step"] == 1
+    assert "starting anew" in capsys.readouterr().out
+
+
+def test_resume_takes_what_is_not_given_from_the_checkpoint(small):
+    first = train(Config(**small, steps=3, loss="lsgan"))
+    settings = {key: small[key] for key in ("checkpoint_dir", "sample_dir")}
+    again = checkpoint.load(train(Config(**settings, name="pictures", resume="last", epochs=1)))
+    assert again["step"] == 5 and again["config"]["loss"] == "lsgan"
+    assert again["config"]["features"] == 4
+    branch = train(Config(name="branch", resume=str(first), steps=6))
+    assert branch.parent.name == "branch" and checkpoint.load(branch)["step"] == 6
+    assert checkpoint.load(first)["step"] == 5
+
+
+def test_resume_refuses_another_setting_naming_both_values(small):
+    train(Config(**small, steps=1))
+    with pytest.raises(CheckpointError, match=r"--batch_size 8.*last\.pth.*with 4"):
+        train(Config(**{**small, "batch_size": 8}, resume="last"))
+    with pytest.raises(CheckpointError, match=r"--z_dist uniform.*normal"):
+        train(Config(**small, z_dist="uniform", resume="last"))
+
+
+def test_going_back_needs_a_name_of_its_own(small):
+    last = train(Config(**small, save_every=1))
+    earlier = last.with_name("epoch_0001.pth")
+    with pytest.raises(CheckpointError, match="--name"):
+        train(Config(resume=str(earlier), epochs=3))
+    branch = train(Config(resume=str(earlier), epochs=3, name="branch"))
+    assert checkpoint.load(branch)["step"] == 15 and checkpoint.load(last)["step"] == 10
+
+
+def test_a_finished_run_says_so(small, capsys):
+    last = train(Config(**small, steps=2))
+    kept = last.read_bytes()
+    assert train(Config(**small, steps=2, resume="last")) == last
+    assert "2 steps already" in capsys.readouterr().out and last.read_bytes() == kept
+
+
+def test_fewer_pictures_than_a_batch_train_with_a_warning(small, capsys):
+    contents = checkpoint.load(train(Config(**{**small, "batch_size": 128})))
+    assert contents["step"] == 2 and contents["epoch"] == 2
+    assert "the batch is 20" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_grey_and_transparent_pictures_train(small, tmp_path, mode):
+    small["data"] = str(write_pictures(tmp_path / mode, 8, mode=mode))
+    last = train(Config(**small))
+    assert checkpoint.load(last)["config"]["channels"] == len(mode)
+    assert Image.open(Path(small["sample_dir"], mode, "step_0000004.png")).mode == mode
+
+
+def test_mistakes_are_refused_before_anything_is_written(small, tmp_path, pictures):
+    before = sorted(tmp_path.rglob("*"))
+    for error, wrong in (
+        (DataError, {"data": str(tmp_path / "missing")}),
+        (SettingsError, {"device": "toaster"}),
+        (CheckpointError, {"resume": str(tmp_path / "missing.pth")}),
+        (CheckpointError, {"resume": str(pictures)}),
+    ):
+        with pytest.raises(error):
+            train(Config(**{**small, **wrong}))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_settings_of_a_run_repeat_it(small):
+    from utils import parse_settings
+
+    last = train(Config(**small, steps=3, mirror=True, seed=5))
+    again = parse_settings(Config, "", [f"@{last.parent / 'settings.txt'}", "--name", "again"])
+    again = checkpoint.load(train(again))
+    assert same(again["generator"], checkpoint.load(last)["generator"])
+
+
+def test_config_survives_replace():
+    config = Config(epochs=3)
+    assert replace(config, name="x") == Config(epochs=3, name="x")

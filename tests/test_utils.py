@@ -1,0 +1,170 @@
+"""Settings as flags and files, devices, grids."""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from train import Config
+from utils import (
+    REQUIRED,
+    SettingsError,
+    check_settings,
+    make_grid,
+    parse_settings,
+    pick_device,
+    run_script,
+    setting,
+    write_settings,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    path: str = setting("things", REQUIRED, "a path")
+    count: int = setting("things", 3, "how many", minimum=1)
+    rate: float | None = setting("things", None, "how fast", shown="as fast as can be", below=1)
+    kind: str = setting("others", "a", "which", choices=("a", "b"))
+    loud: bool = setting("others", False, "loudly: 100%")
+    again: str | None = setting("others", None, "once more", bare="last")
+
+    def __post_init__(self):
+        check_settings(self)
+
+
+def parse(*arguments):
+    return parse_settings(Example, "What it is for.", arguments)
+
+
+def test_flags_become_settings():
+    assert parse("--path", "x") == Example(path="x")
+    given = parse("--path=x", "--count", "7", "--rate", "0.5", "--kind", "b", "--loud", "--again")
+    assert given == Example(path="x", count=7, rate=0.5, kind="b", loud=True, again="last")
+    assert parse("--path", "x", "--again", "y").again == "y"
+
+
+def test_one_dash_does_for_two():
+    assert parse("-path", "x", "-count=7", "-loud") == parse("--path", "x", "--count=7", "--loud")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--path"),
+        (["--path", "x", "--volume", "3"], "--volume"),
+        (["--path", "x", "--count", "many"], "--count"),
+        (["--path", "x", "--kind", "c"], "--kind"),
+        (["--path", "x", "--coun", "3"], "--coun"),
+        (["--path", "x", "--loud", "False"], "False"),
+        (["@missing.txt"], "missing.txt"),
+    ],
+)
+def test_a_flag_that_does_not_parse_is_one_line_and_status_2(capsys, arguments, says):
+    with pytest.raises(SystemExit) as stopped:
+        parse(*arguments)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and says in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"count": 0}, {"count": 2.0}, {"count": True}, {"rate": 1.0}, {"rate": float("nan")},
+     {"kind": "c"}, {"path": 3}, {"loud": "no"}],
+)  # fmt: skip
+def test_values_out_of_their_range_are_refused_by_name(wrong):
+    with pytest.raises(SettingsError, match=f"--{next(iter(wrong))} "):
+        Example(**{"path": "x", **wrong})
+
+
+def test_help_shows_groups_and_every_default(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    said = " ".join(capsys.readouterr().out.split())
+    for words in ("What it is for.", "things:", "others:", "(required)", "(default: 3)",
+                  "(default: as fast as can be)", "(default: a)", "100% (default: False)",
+                  ):  # fmt: skip
+        assert words in said
+
+
+def test_a_settings_file_is_read_with_comments_quotes_and_spaces(tmp_path):
+    path = tmp_path / "settings.txt"
+    path.write_text(
+        "# a comment\n\n--path /pictures/my cats   # where\n--count=7\n   --kind b\n--loud\n"
+        '--again "one #2"\n'
+    )
+    expected = Example(path="/pictures/my cats", count=7, kind="b", loud=True, again="one #2")
+    assert parse(f"@{path}") == expected
+    assert parse(f"@{path}", "--count", "8").count == 8
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["cats", "/a b/c", "C:\\cats\\new", "a #b", "#b", "c#", "o'brien", '"x"', " x ", "Äpfel"],
+)
+def test_written_settings_are_read_back(tmp_path, text):
+    settings = Example(path=text, rate=1e-5, loud=True)
+    write_settings(tmp_path / "settings.txt", settings)
+    assert parse(f"@{tmp_path / 'settings.txt'}") == settings
+
+
+def test_a_settings_file_with_other_words_is_refused(tmp_path, capsys):
+    (tmp_path / "settings.txt").write_text("epochs: 25\n")
+    with pytest.raises(SystemExit):
+        parse(f"@{tmp_path / 'settings.txt'}")
+    assert "epochs: 25" in capsys.readouterr().err
+
+
+def test_a_mistake_is_one_line_and_a_defect_a_traceback(capsys):
+    def fail(error):
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run_script(lambda: fail(SettingsError("--count 0: must be at least 1")))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith(": --count 0: must be at least 1\n")
+    with pytest.raises(SystemExit):
+        run_script(lambda: Path("/no/such/folder/file").read_bytes())
+    assert "/no/such/folder/file" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="a defect"):
+        run_script(lambda: fail(ValueError("a defect")))
+
+
+def test_config_is_plain_and_knows_what_was_given():
+    config = Config(epochs=3, image_size="64x64")
+    assert config.given == {"epochs", "image_size"}
+    assert json.loads(json.dumps(asdict(config)))["image_size"] == "64"
+    assert Config(image_size=28).image_size == "28"
+    assert Config(image_size="64x96").image_size == "64x96"
+    assert replace(config, epochs=4).epochs == 4
+    assert {type(field.default) for field in fields(Config)} <= {str, int, float, bool, type(None)}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"image_size": "7"}, {"image_size": "64x300"}, {"image_size": "big"}, {"name": "a/b"},
+     {"name": ".."}, {"name": ""}, {"batch_size": 0}, {"beta1": 1.0}, {"loss": "wgan"},
+     {"learning_rate": -1.0}, {"learning_rate_g": float("inf")}, {"seed": -1}],
+)  # fmt: skip
+def test_config_refuses_by_the_name_of_the_flag(wrong):
+    with pytest.raises(ValueError, match=f"--{next(iter(wrong))} "):
+        Config(**wrong)
+
+
+def test_devices():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda")
+    for name in ("toaster", "cuda:99"):
+        with pytest.raises(SettingsError, match=f"--device {name}"):
+            pick_device(name)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_a_grid_shows_the_pixels_as_they_are(channels, mode):
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 10, channels), np.uint8)
+    grid = make_grid(images)
+    assert (grid.mode, grid.size) == (mode, (3 * 12 + 2, 2 * 10 + 2))
+    pixels = np.asarray(grid).reshape(*grid.size[::-1], channels)
+    assert np.array_equal(pixels[12:20, 14:24], images[4])  # the second row, the second picture
