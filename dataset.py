@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import sys
 import zipfile
@@ -18,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -64,6 +64,23 @@ def to_image(x: Tensor) -> np.ndarray:
     """Turn a tensor (N, C, H, W) in [-1, 1] into uint8 images (N, H, W, C): to_tensor's inverse."""
     levels = ((x.detach().float() + 1) * 127.5).round().clamp(0, 255)
     return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def make_grid(images: np.ndarray) -> Image.Image:
+    """Lay images (N, H, W, C) uint8 out in rows on black, as square as N allows, 2 pixels apart."""
+    count, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    grid = np.zeros((rows * (height + 2) + 2, columns * (width + 2) + 2, channels), np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + 2) + 2, i % columns * (width + 2) + 2
+        grid[top : top + height, left : left + width] = image
+    return to_picture(grid)
+
+
+def to_picture(image: np.ndarray) -> Image.Image:
+    """Turn an image (H, W, C) uint8 into a picture that Pillow saves."""
+    return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
 
 
 def random_at(seed: int, purpose: str, position: int) -> np.random.Generator:
@@ -233,37 +250,39 @@ def _is_picture(name: str) -> bool:
 def _find_named(
     name: str, download_dir: str
 ) -> tuple[list[str], Sequence[Source], list[tuple[str, str]]]:
+    # Imported here, as either takes longer than all else that a script starts with.
     if name == "digits":
-        from sklearn.datasets import load_digits  # takes a second that no other set needs
+        from sklearn.datasets import load_digits
 
         arrays = (load_digits().images * (255 / 16)).round().astype(np.uint8)
-    elif name == "celeba":
-        folder = Path(download_dir) / "celeba" / "img_align_celeba"
-        if not folder.is_dir():
-            _download(torchvision.datasets.CelebA, name, download_dir)
+        return [f"{name} {i}" for i in range(len(arrays))], arrays, []
+
+    from torchvision import datasets
+
+    folder = Path(download_dir) / "celeba" / "img_align_celeba"
+    if name == "celeba" and folder.is_dir():
         return _find_files(folder)
-    elif name == "svhn":
-        svhn = _download(torchvision.datasets.SVHN, name, download_dir)
-        arrays = svhn.data.transpose(0, 2, 3, 1)
-    elif name == "cifar10":
-        arrays = _download(torchvision.datasets.CIFAR10, name, download_dir).data
-    elif name == "mnist":
-        arrays = _download(torchvision.datasets.MNIST, name, download_dir).data.numpy()
-    else:
-        arrays = _download(torchvision.datasets.FashionMNIST, name, download_dir).data.numpy()
-    return [f"{name} {i}" for i in range(len(arrays))], arrays, []
-
-
-def _download(dataset: type, name: str, download_dir: str) -> torchvision.datasets.VisionDataset:
-    """Open the training part of torchvision's `dataset`, downloading it where it is not yet."""
+    kinds = {
+        "mnist": datasets.MNIST,
+        "fashion_mnist": datasets.FashionMNIST,
+        "cifar10": datasets.CIFAR10,
+        "svhn": datasets.SVHN,
+        "celeba": datasets.CelebA,
+    }
     try:
-        return dataset(download_dir, download=True)
+        opened = kinds[name](download_dir, download=True)  # their training part
     except Exception as error:  # no network, no mirror, no disk, no gdown: each its own class
         reason = str(error).strip().split("\n")[0]
         raise DataError(
             f"--data {name}: not in --download_dir {download_dir}, and downloading it failed "
             f"({type(error).__name__}: {reason})"
         ) from error
+    if name == "celeba":
+        return _find_files(folder)
+    arrays = np.asarray(opened.data)
+    if name == "svhn":
+        arrays = arrays.transpose(0, 2, 3, 1)  # stored as (N, C, H, W)
+    return [f"{name} {i}" for i in range(len(arrays))], arrays, []
 
 
 # The data doctor ---------------------------------------------------------------------------------
@@ -298,9 +317,8 @@ def examine(pictures: Pictures, contact_sheet: Path) -> str:
     images, names = pictures.images, pictures.names
     count, height, width, channels = images.shape
     spread = images[np.linspace(0, count - 1, min(count, 64)).round().astype(int)]
-    sheet = torchvision.utils.make_grid(torch.from_numpy(spread).permute(0, 3, 1, 2), pad_value=255)
     contact_sheet.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(contact_sheet)
+    make_grid(spread).save(contact_sheet)
 
     sizes = Counter(f"{wide}x{high}" for wide, high in pictures.sizes)
     lines = [

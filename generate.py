@@ -20,18 +20,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from checkpoint import CheckpointError
-from dataset import to_image
+from dataset import make_grid, to_image, to_picture
 from models import DRAW_BATCH, Generator, draw, sample_latents
 from utils import (
     REQUIRED,
     SettingsError,
     check_settings,
-    make_grid,
     parse_settings,
     pick_device,
     run_script,
     setting,
-    to_picture,
 )
 
 

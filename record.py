@@ -14,8 +14,7 @@ from PIL import Image
 
 import checkpoint
 from checkpoint import CheckpointError
-from dataset import run_name
-from utils import make_grid
+from dataset import make_grid, run_name
 
 Config = TypeVar("Config")  # train.Config: a script, which a module does not import
 

@@ -1,4 +1,4 @@
-"""What every script needs: settings as command-line flags, the device, picture grids."""
+"""What every script needs: settings as command-line flags, one-line errors, the device."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-import torchvision
-from PIL import Image
 from tqdm import tqdm
 
 from dataset import DataError
@@ -220,22 +217,9 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-# Words and pictures ------------------------------------------------------------------------------
+# Words -------------------------------------------------------------------------------------------
 
 
 def warn(message: str) -> None:
     """Print one line on stderr, above a progress bar if there is one."""
     tqdm.write(f"Warning: {message}", file=sys.stderr)
-
-
-def make_grid(images: np.ndarray) -> Image.Image:
-    """Lay images (N, H, W, C) uint8 out in rows, as square as N allows, two pixels apart."""
-    columns = math.ceil(math.sqrt(len(images)))
-    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
-    grid = torchvision.utils.make_grid(tensor, nrow=columns, padding=2)  # grey comes back threefold
-    return to_picture(grid[: images.shape[3]].permute(1, 2, 0).contiguous().numpy())
-
-
-def to_picture(image: np.ndarray) -> Image.Image:
-    """Turn an image (H, W, C) uint8 into a picture that Pillow saves."""
-    return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)

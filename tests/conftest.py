@@ -16,6 +16,19 @@ def write_pictures(folder, count, size=(20, 24), mode="RGB", suffix=".png", firs
     return folder
 
 
+def write_mnist(folder, count):
+    """Write `count` random digits as torchvision lays MNIST out in `folder`, and give them."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), np.uint8)
+    for part in ("train", "t10k"):
+        header = np.array([0x803, count, 28, 28], ">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        labels = np.array([0x801, count], ">i4").tobytes() + bytes(count)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    return pixels
+
+
 @pytest.fixture
 def pictures(tmp_path):
     """A folder of 20 colour pictures."""

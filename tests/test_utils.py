@@ -1,10 +1,9 @@
-"""Settings as flags and files, devices, grids."""
+"""Settings as flags and files, devices."""
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,7 +12,6 @@ from utils import (
     REQUIRED,
     SettingsError,
     check_settings,
-    make_grid,
     parse_settings,
     pick_device,
     run_script,
@@ -159,12 +157,3 @@ def test_devices():
     for name in ("toaster", "cuda:99"):
         with pytest.raises(SettingsError, match=f"--device {name}"):
             pick_device(name)
-
-
-@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
-def test_a_grid_shows_the_pixels_as_they_are(channels, mode):
-    images = np.random.default_rng(0).integers(0, 256, (5, 8, 10, channels), np.uint8)
-    grid = make_grid(images)
-    assert (grid.mode, grid.size) == (mode, (3 * 12 + 2, 2 * 10 + 2))
-    pixels = np.asarray(grid).reshape(*grid.size[::-1], channels)
-    assert np.array_equal(pixels[12:20, 14:24], images[4])  # the second row, the second picture

@@ -1,0 +1,45 @@
+"""The layout: which module may import which, and nothing that runs at import."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {"train", "generate"}
+MAY_IMPORT = {
+    "checkpoint": set(),
+    "decode": set(),
+    "dataset": {"decode"},
+    "models": {"checkpoint"},
+    "utils": {"dataset"},
+    "record": {"checkpoint", "dataset"},
+}
+OURS = {path.stem for path in ROOT.glob("*.py")}
+
+
+def imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name.split(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("module", sorted(OURS))
+def test_arrows_point_one_way(module):
+    tree = ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8"))
+    allowed = OURS - SCRIPTS if module in SCRIPTS else MAY_IMPORT[module]
+    assert set(imports(tree)) & OURS <= allowed
+
+
+@pytest.mark.parametrize("module", sorted(OURS))
+def test_nothing_runs_at_import(module):
+    """Only definitions, constants and the main guard stand at a module's top level."""
+    definitions = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef,
+                   ast.ClassDef)  # fmt: skip
+    docstring, *body = ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8")).body
+    assert isinstance(docstring, ast.Expr) and isinstance(docstring.value.value, str)
+    for node in body:
+        guard = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+        assert guard or isinstance(node, definitions), f"{module}.py line {node.lineno}"

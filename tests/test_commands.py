@@ -1,0 +1,166 @@
+"""The README is true: its commands run, its Python runs, its table of flags is the parser's."""
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_mnist, write_pictures
+from PIL import Image
+
+from train import Config
+from utils import shown_default
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = ["--steps", "2", "--features", "4", "--batch_size", "16", "--device", "cpu"]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    """Give the README's commands, pip and pytest left out, each as a list of words."""
+    lines = [part for block in blocks("bash") for line in block.splitlines()
+             for part in line.split("&&")]  # fmt: skip
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [w for w in words if w and "pip" not in w and "pytest" not in w]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the scripts, with the data that the README speaks of."""
+    folder = tmp_path_factory.mktemp("clone")
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    cats = write_pictures(folder / "path" / "to" / "cats", 40)
+    with zipfile.ZipFile(folder / "celeba.zip", "w") as archive:
+        for path in sorted(cats.iterdir()):
+            archive.write(path, path.name)
+    write_mnist(folder / "data", 40)
+    return folder
+
+
+def run(command, folder):
+    assert command[0] == "python"
+    done = subprocess.run(
+        [sys.executable, *command[1:]], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
+    return done
+
+
+def test_the_readmes_commands_run_in_their_order(clone):
+    """Shortened by steps, and by width where a run does not take it from a checkpoint."""
+    assert len(commands()) >= 10
+    for command in commands():
+        if "train.py" in command:
+            going_on = "--resume" in command or any(word.startswith("@") for word in command)
+            command = command + (["--steps", "6"] if going_on else [*SMALL, "--save_every", "1"])
+            if "path/to/cats" in command and not going_on:
+                # Three whole epochs of 40 pictures, for the numbered checkpoint that follows.
+                command += ["--steps", "6", "--save_every", "3"]
+        run(command, clone)
+    grid = Image.open(clone / "samples" / "generated.png")
+    assert grid.size == (8 * 66 + 2, 8 * 66 + 2) and np.asarray(grid).std() > 1
+    assert len(list((clone / "cats").iterdir())) == 100
+    assert (clone / "checkpoints" / "cats" / "epoch_0003.pth").exists()
+    assert Image.open(clone / "samples" / "celeba" / "real.png").size[0] % 66 == 2
+
+
+def test_the_readmes_python_runs(clone):
+    code = "\n".join(blocks("python")).replace("epochs=40", "steps=2, features=4, device='cpu'")
+    code += "\nprint(images.shape, images.dtype)"
+    (clone / "cell.py").write_text(code)
+    assert "(3, 32, 32, 1) uint8" in run(["python", "cell.py"], clone).stdout
+
+
+def flag_rows():
+    """Give the README's table of flags, written from the settings themselves."""
+    group, rows = None, []
+    for field in fields(Config):
+        heading = field.metadata["group"]
+        if heading != group:
+            rows += ([""] if group else []) + [f"| {heading} | default | |", "|---|---|---|"]
+        group = heading
+        help = field.metadata["help"]
+        if field.metadata["choices"] and field.name != "channels":
+            help += ": " + ", ".join(map(str, field.metadata["choices"]))
+        default = shown_default(field).removeprefix("default: ")
+        rows.append(f"| `--{field.name}` | {default} | {help} |")
+    return "\n".join(rows)
+
+
+def test_the_readmes_table_of_flags_is_the_parsers():
+    table = re.search(r"<!-- flags of train.py -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
+    assert table and table[1].strip() == flag_rows()
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch, capsys):
+    """Run a script in this process as `python SCRIPT ARGUMENTS` would in tmp_path."""
+
+    def run_here(name, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(ROOT / name), *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        return stopped.value.code, *capsys.readouterr()
+
+    return run_here
+
+
+@pytest.mark.parametrize("name", ["train.py", "generate.py", "dataset.py"])
+def test_help_shows_the_defaults(name, script):
+    status, said, _ = script(name, "--help")
+    assert status == 0 and "usage:" in said and "(default: " in said
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("train.py --nonsense 1", "--nonsense"),
+        ("train.py --epochs", "--epochs"),
+        ("train.py --epochs 0", "--epochs 0"),
+        ("train.py --data missing", "--data missing"),
+        ("train.py --data empty", "--data empty"),
+        ("train.py --data notes.pth", "--data notes.pth"),
+        ("train.py --image_size 4", "--image_size 4"),
+        ("train.py --device toaster", "--device toaster"),
+        ("train.py --resume notes.pth", "notes.pth"),
+        ("train.py --data path --checkpoint_dir notes.pth", "notes.pth"),
+        ("generate.py", "--load_path"),
+        ("generate.py --load_path missing.pth", "missing.pth"),
+        ("generate.py --load_path notes.pth", "notes.pth"),
+        ("generate.py --load_path empty", "empty"),
+        ("generate.py --load_path a.pth --nonsense 1", "--nonsense"),
+        ("dataset.py", "data"),
+        ("dataset.py missing", "missing"),
+        ("dataset.py empty --image_size big", "--image_size big"),
+        ("dataset.py empty --nonsense", "--nonsense"),
+    ],
+)
+def test_a_mistake_is_one_line_with_status_2_and_writes_nothing(script, tmp_path, command, says):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.pth").write_text("no checkpoint")
+    write_pictures(tmp_path / "path", 3)
+    before = sorted(tmp_path.rglob("*"))
+    status, _, said = script(*command.split())
+    said = [line for line in said.splitlines() if not line.startswith("Warning: only 3 pictures")]
+    assert status == 2 and len(said) == 1 and says in said[0], said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_log_file_has_no_progress_bar(clone, tmp_path):
+    arguments = ["python", clone / "train.py", *SMALL, "--image_size", "8"]
+    done = run(arguments, tmp_path)
+    assert "\r" not in done.stdout + done.stderr and not done.stderr
+    assert "loss_d" in done.stdout
