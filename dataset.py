@@ -9,6 +9,7 @@ import argparse
 import itertools
 import math
 import os
+import re
 import sys
 import zipfile
 from collections import Counter
@@ -113,11 +114,10 @@ def batches(
 
 def parse_size(text: str | int) -> tuple[int, int]:
     """Turn 64, "64" or "64x96" (height x width, in pixels) into (height, width)."""
-    height, _, width = str(text).partition("x")
-    try:
-        return int(height), int(width or height)
-    except ValueError:
-        raise DataError(f"--image_size {text}: give it as 64 or, height x width, 64x96") from None
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(text))
+    if match is None:
+        raise DataError(f"--image_size {text}: give it as 64 or, height x width, 64x96")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def run_name(data: str) -> str:
@@ -167,8 +167,9 @@ def read(
     Unless `channels` says, they follow from how the pictures are stored: 4 if every one has
     alpha, 1 if every one is grey, else 3. Alpha that is not kept goes over white.
     """
-    size = image_size or (NAMED_SETS.get(data, DEFAULT_IMAGE_SIZE),) * 2
     names, sources, skipped = _find(data, download_dir)
+    named = data in NAMED_SETS and not Path(data).exists()
+    size = image_size or (NAMED_SETS[data] if named else DEFAULT_IMAGE_SIZE,) * 2
     if len(sources) == 0:
         listed = " ".join(sorted(SUFFIXES))
         raise DataError(f"--data {data}: no pictures in it or its subfolders ({listed})")

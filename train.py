@@ -91,7 +91,7 @@ class Config:
     steps: int | None = setting(
         "run", None, "steps in all; wins over epochs", shown="none", minimum=1, may_change=True
     )
-    seed: int = setting("run", 0, "of weights, order, latents and flips", minimum=0)
+    seed: int = setting("run", 0, "of weights, order, latents and flips", minimum=0, below=2**63)
     device: str = setting(
         "run", "auto", "cpu, cuda, cuda:1, mps; auto: cuda or cpu", may_change=True
     )
@@ -133,7 +133,7 @@ class Config:
             canonical = f"{height}" if height == width else f"{height}x{width}"
             object.__setattr__(self, "image_size", canonical)
         check_settings(self)
-        if self.name is not None and not re.fullmatch(r"[^/\\:]*[^/\\:.]", self.name):
+        if self.name is not None and not re.fullmatch(r"[^/\\:]{0,99}[^/\\:.]", self.name):
             raise SettingsError(f"--name {self.name}: must be the name of a folder, not a path")
 
 

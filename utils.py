@@ -126,7 +126,11 @@ def parse_settings(
 
     arguments = sys.argv[1:] if arguments is None else arguments
     arguments = [re.sub(r"^-(?=[a-z]\w)", "--", argument) for argument in arguments]
-    return kind(**vars(parser.parse_args(arguments)))
+    try:
+        given = vars(parser.parse_args(arguments))
+    except UnicodeDecodeError:
+        parser.error("a settings file, given as @FILE, must be UTF-8 text")
+    return kind(**given)
 
 
 def shown_default(field: dataclasses.Field) -> str:
@@ -208,13 +212,14 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
+        raise SettingsError(f"--device {name}: must be auto, cpu, cuda, cuda:1, mps or xpu")
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = re.split(r"\.\s|\n", str(error).strip())[0]
         raise SettingsError(f"--device {name}: not available here ({reason})") from None
-    return device
+    return torch.device(name)
 
 
 # Words -------------------------------------------------------------------------------------------

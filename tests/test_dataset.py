@@ -79,7 +79,7 @@ def test_a_linked_circle_is_walked_once(tmp_path):
 def test_a_path_that_exists_wins_over_a_name(tmp_path, monkeypatch):
     write_pictures(tmp_path / "digits", 3)
     monkeypatch.chdir(tmp_path)
-    assert load("digits", (16, 16)).shape == (3, 16, 16, 3)
+    assert load("digits").shape == (3, 64, 64, 3)
 
 
 def test_digits_are_here_without_a_network():

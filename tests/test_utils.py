@@ -115,6 +115,13 @@ def test_a_settings_file_with_other_words_is_refused(tmp_path, capsys):
     assert "epochs: 25" in capsys.readouterr().err
 
 
+def test_a_settings_file_that_is_a_picture_is_refused(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        parse(f"@{tmp_path / 'a.png'}")
+    assert "UTF-8" in capsys.readouterr().err
+
+
 def test_a_mistake_is_one_line_and_a_defect_a_traceback(capsys):
     def fail(error):
         raise error
@@ -142,7 +149,8 @@ def test_config_is_plain_and_knows_what_was_given():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"image_size": "7"}, {"image_size": "64x300"}, {"image_size": "big"}, {"name": "a/b"},
+    [{"image_size": "7"}, {"image_size": "64x300"}, {"image_size": "big"}, {"image_size": "64x"},
+     {"name": "a/b"},
      {"name": ".."}, {"name": ""}, {"batch_size": 0}, {"beta1": 1.0}, {"loss": "wgan"},
      {"learning_rate": -1.0}, {"learning_rate_g": float("inf")}, {"seed": -1}],
 )  # fmt: skip
