@@ -6,6 +6,7 @@ A training checkpoint is a dictionary of plain values and tensors, which `torch.
     format         "dcgan-1"
     config         every setting of the run, `dataclasses.asdict` of train.Config
     epoch, step    completed epochs and steps
+    pictures       how many it was trained on
     generator, discriminator, optimizer_g, optimizer_d    their state dicts
 """
 
@@ -64,8 +65,10 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except zipfile.BadZipFile:
-        raise CheckpointError(f"{path} is no checkpoint, or is cut short") from None
+    except OSError:
+        raise
+    except Exception as error:  # what is no archive makes zipfile raise nearly anything
+        raise CheckpointError(f"{path} is no checkpoint, or is cut short") from error
     if damaged:
         raise CheckpointError(f"{path} is damaged: {damaged} does not match its checksum")
     try:

@@ -8,14 +8,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import os
 import re
 import sys
-import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
-from typing import NamedTuple
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,36 +21,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from decode import Source, decode_all, stack
-
-# The sets that --data knows by name, with the side in pixels that they train at.
-NAMED_SETS = {
-    "digits": 32,
-    "mnist": 28,
-    "fashion_mnist": 28,
-    "cifar10": 32,
-    "svhn": 32,
-    "celeba": 64,
-}
-DEFAULT_IMAGE_SIZE = 64
-
-# What counts as a picture by its name; decode.FORMATS bounds what may open it.
-SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
-            ".pgm", ".pbm", ".avif", ".jp2"}  # fmt: skip
-
-
-class DataError(ValueError):
-    """Data that cannot be trained on; the message is one line that says what to do."""
-
-
-class Pictures(NamedTuple):
-    """What `read` found: images (N, H, W, C) uint8, and a name, mode and size for each of them."""
-
-    images: np.ndarray
-    names: list[str]
-    modes: list[str]
-    sizes: list[tuple[int, int]]
-    skipped: list[tuple[str, str]]  # name and reason of each picture that could not be read
+from pictures import NAMED_SETS, DataError, Pictures, read
 
 
 def to_tensor(images: np.ndarray | Tensor) -> Tensor:
@@ -117,13 +85,17 @@ def parse_size(text: str | int) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(text))
     if match is None:
         raise DataError(f"--image_size {text}: give it as 64 or, height x width, 64x96")
-    return int(match[1]), int(match[2] or match[1])
+    height, width = int(match[1]), int(match[2] or match[1])
+    if not (8 <= height <= 256 and 8 <= width <= 256):
+        raise DataError(f"--image_size {text}: must be from 8 to 256 pixels a side")
+    return height, width
 
 
 def run_name(data: str) -> str:
     """Name a run after its data: the last part of a path, without the suffix of a file."""
     path = Path(data).resolve()
-    return (path.stem if path.is_file() else path.name) or "root"
+    name = path.stem if path.is_file() else path.name
+    return re.sub(r"[/\\:]|\.$", "_", name)[:100] or "pictures"
 
 
 def load(
@@ -146,144 +118,14 @@ def load(
     """
     pictures = read(data, image_size, channels, download_dir)
     if pictures.skipped:
-        few = "; ".join(f"{name} ({reason})" for name, reason in pictures.skipped[:5])
-        more = f"; all are listed by: python dataset.py {data}" if len(pictures.skipped) > 5 else ""
-        print(
-            f"Skipped {len(pictures.skipped):,} of {len(pictures.skipped) + len(pictures.names):,}"
-            f" files that can't be read: {few}{more}",
-            file=sys.stderr,
-        )
+        share = f"{len(pictures.skipped):,} of {len(pictures.skipped) + len(pictures.names):,}"
+        which = "; ".join(f"{name} ({reason})" for name, reason in pictures.skipped[:5])
+        if len(pictures.skipped) > 5:
+            which += f"; python dataset.py {data} lists all"
+        if len(pictures.skipped) > len(pictures.names):
+            raise DataError(f"--data {data}: {share} pictures can't be read: {which}")
+        print(f"Skipped {share} pictures that can't be read: {which}", file=sys.stderr)
     return pictures.images
-
-
-def read(
-    data: str,
-    image_size: tuple[int, int] | None = None,
-    channels: int | None = None,
-    download_dir: str = "data",
-) -> Pictures:
-    """Decode every picture of `data` once, in parallel; arguments and errors as for `load`.
-
-    Unless `channels` says, they follow from how the pictures are stored: 4 if every one has
-    alpha, 1 if every one is grey, else 3. Alpha that is not kept goes over white.
-    """
-    names, sources, skipped = _find(data, download_dir)
-    named = data in NAMED_SETS and not Path(data).exists()
-    size = image_size or (NAMED_SETS[data] if named else DEFAULT_IMAGE_SIZE,) * 2
-    if len(sources) == 0:
-        listed = " ".join(sorted(SUFFIXES))
-        raise DataError(f"--data {data}: no pictures in it or its subfolders ({listed})")
-
-    found = []
-    for name, decoded in zip(names, decode_all(sources, size, channels), strict=True):
-        if decoded.pixels is None:
-            skipped.append((name, decoded.reason))
-        else:
-            found.append((name, decoded))
-    if len(skipped) > len(found):
-        raise DataError(
-            f"--data {data}: {len(skipped):,} of {len(skipped) + len(found):,} pictures can't be "
-            f"read, the first being {skipped[0][0]} ({skipped[0][1]})"
-        )
-    return Pictures(
-        images=stack([decoded.pixels for _, decoded in found]),
-        names=[name for name, _ in found],
-        modes=[decoded.mode for _, decoded in found],
-        sizes=[(decoded.width, decoded.height) for _, decoded in found],
-        skipped=skipped,
-    )
-
-
-# Finding -----------------------------------------------------------------------------------------
-
-
-def _find(
-    data: str, download_dir: str
-) -> tuple[list[str], Sequence[Source], list[tuple[str, str]]]:
-    """Give the name and the source of every picture, and the folders that could not be opened."""
-    path = Path(data)
-    if path.is_dir():
-        return _find_files(path)
-    if path.is_file():
-        return _find_members(path)
-    if data in NAMED_SETS:
-        return _find_named(data, download_dir)
-    raise DataError(
-        f"--data {data}: no such folder or .zip file, nor one of the sets {', '.join(NAMED_SETS)}"
-    )
-
-
-def _find_files(folder: Path) -> tuple[list[str], list[str], list[tuple[str, str]]]:
-    unreadable: list[tuple[str, str]] = []
-    found, visited = [], set()
-    report = lambda error: unreadable.append((error.filename, error.strerror))  # noqa: E731
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=report):
-        status = os.stat(root)
-        if (status.st_dev, status.st_ino) in visited:  # a link back: a circle, or a second way in
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        found += [os.path.join(root, name) for name in files]
-    found = [os.path.relpath(path, folder) for path in found]
-    names = sorted(filter(_is_picture, found), key=lambda name: PurePath(name).parts)
-    return names, [str(folder / name) for name in names], unreadable
-
-
-def _find_members(
-    archive: Path,
-) -> tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = [info.filename for info in opened.infolist() if not info.is_dir()]
-    except zipfile.BadZipFile:
-        raise DataError(f"--data {archive}: neither a folder nor a .zip that can be read") from None
-    names = sorted(filter(_is_picture, members), key=lambda name: name.split("/"))
-    return names, [(str(archive), name) for name in names], []
-
-
-def _is_picture(name: str) -> bool:
-    """Tell by the name; hidden files and what macOS adds to archives are none."""
-    path = PurePath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
-
-
-def _find_named(
-    name: str, download_dir: str
-) -> tuple[list[str], Sequence[Source], list[tuple[str, str]]]:
-    # Imported here, as either takes longer than all else that a script starts with.
-    if name == "digits":
-        from sklearn.datasets import load_digits
-
-        arrays = (load_digits().images * (255 / 16)).round().astype(np.uint8)
-        return [f"{name} {i}" for i in range(len(arrays))], arrays, []
-
-    from torchvision import datasets
-
-    folder = Path(download_dir) / "celeba" / "img_align_celeba"
-    if name == "celeba" and folder.is_dir():
-        return _find_files(folder)
-    kinds = {
-        "mnist": datasets.MNIST,
-        "fashion_mnist": datasets.FashionMNIST,
-        "cifar10": datasets.CIFAR10,
-        "svhn": datasets.SVHN,
-        "celeba": datasets.CelebA,
-    }
-    try:
-        opened = kinds[name](download_dir, download=True)  # their training part
-    except Exception as error:  # no network, no mirror, no disk, no gdown: each its own class
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(
-            f"--data {name}: not in --download_dir {download_dir}, and downloading it failed "
-            f"({type(error).__name__}: {reason})"
-        ) from error
-    if name == "celeba":
-        return _find_files(folder)
-    arrays = np.asarray(opened.data)
-    if name == "svhn":
-        arrays = arrays.transpose(0, 2, 3, 1)  # stored as (N, C, H, W)
-    return [f"{name} {i}" for i in range(len(arrays))], arrays, []
 
 
 # The data doctor ---------------------------------------------------------------------------------
@@ -291,53 +133,68 @@ def _find_named(
 ALIKE = 5.0  # levels of 255, root mean square: above re-saved JPEGs, below pictures that differ
 
 
-@torch.no_grad()
 def find_alike(images: np.ndarray, mirror: bool = False) -> list[tuple[int, int]]:
-    """Find the pairs i < j of images (N, H, W, C) uint8 that are alike, or alike when mirrored.
+    """Find the images (N, H, W, C) uint8 that are alike an earlier one, or its mirror image.
 
-    Alike means differing by at most `ALIKE`, so that copies saved again as JPEG count. Candidates
-    come from 8x8 grey thumbnails, which can't differ by more than the pictures do.
+    Gives pairs (earlier, later), one for each later image. Alike means differing by at most
+    `ALIKE`, so that copies saved again as JPEG count. Of exact copies, only the first is compared
+    with others; its time grows with the square of N, a minute at 100,000.
     """
-    x = to_tensor(images).mean(1, keepdim=True) * 127.5
-    thumbnails = F.adaptive_avg_pool2d(x, 8).flatten(1)
-    wanted = F.adaptive_avg_pool2d(x.flip(3), 8).flatten(1) if mirror else thumbnails
-    pairs = []
-    starts = range(0, len(images), 1000)
-    for start in tqdm(starts, desc="Comparing pictures", disable=None, leave=False):
-        distances = torch.cdist(wanted[start : start + 1000], thumbnails) / 8
-        for row, j in (distances < ALIKE + 0.5).nonzero().tolist():
-            i = start + row
-            first = images[i][:, ::-1] if mirror else images[i]
-            if i < j and np.square(first.astype(float) - images[j]).mean() <= ALIKE**2:
-                pairs.append((i, j))
-    return pairs
+    first_of: dict[bytes, int] = {}
+    copies = [(first_of.setdefault(image.tobytes(), i), i) for i, image in enumerate(images)]
+    pairs = [] if mirror else [(i, j) for i, j in copies if i != j]
+    distinct = np.array(list(first_of.values()))
+
+    # Means over a grid of 8 cells a side or a few more, which differ by little more than ALIKE
+    # where the pictures don't differ by more.
+    cell = images.shape[1] // 8, images.shape[2] // 8
+    grey = [to_tensor(images[rows]).mean(1, keepdim=True) * 127.5 for rows in _chunks(distinct)]
+    thumbnails = torch.cat([F.avg_pool2d(x, cell).flatten(1) for x in grey])
+    turned = torch.cat([F.avg_pool2d(x.flip(3), cell).flatten(1) for x in grey])
+    wanted = turned if mirror else thumbnails
+    bound = 1.2 * ALIKE * thumbnails.shape[1] ** 0.5
+    chunks = _chunks(np.arange(len(distinct)))
+    for rows in tqdm(chunks, desc="Comparing pictures", disable=None, leave=False):
+        distances = torch.cdist(wanted[rows], thumbnails)
+        for row, near in zip(rows, distances < bound, strict=True):
+            j = distinct[row]
+            image = images[j][:, ::-1] if mirror else images[j]
+            for i in distinct[near[:row].nonzero().flatten().numpy()]:
+                if np.square(image.astype(float) - images[i]).mean() <= ALIKE**2:
+                    pairs.append((int(i), int(j)))
+                    break
+    return sorted(pairs, key=lambda pair: pair[1])
+
+
+def _chunks(rows: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(rows, -(-len(rows) // 256))
 
 
 def examine(pictures: Pictures, contact_sheet: Path) -> str:
     """Write a sheet of up to 64 of the pictures, spread over them all, and report on the set."""
     images, names = pictures.images, pictures.names
-    count, height, width, channels = images.shape
-    spread = images[np.linspace(0, count - 1, min(count, 64)).round().astype(int)]
-    contact_sheet.parent.mkdir(parents=True, exist_ok=True)
-    make_grid(spread).save(contact_sheet)
-
-    sizes = Counter(f"{wide}x{high}" for wide, high in pictures.sizes)
-    lines = [
-        f"{count:,} pictures; the network will see {channels} channels of {height}x{width} pixels "
-        f"(height x width)",
-        "width x height: " + _counted(sizes),
-        "stored as: " + _counted(Counter(pictures.modes)),
-        f"can't be read: {len(pictures.skipped):,}",
-        *(f"    {name}: {reason}" for name, reason in pictures.skipped),
-    ]
-    for kind, pairs in (
-        ("copies of another", find_alike(images)),
-        ("mirror images of another", find_alike(images, mirror=True)),
-    ):
-        lines.append(f"{kind}: {len({j for _, j in pairs}):,}")
-        lines += [f"    {names[j]} of {names[i]}" for i, j in pairs[:10]]
-        lines += [f"    and {len(pairs) - 10:,} more pairs"] * (len(pairs) > 10)
-    return "\n".join([*lines, f"contact sheet: {contact_sheet}"])
+    lines = [f"pictures: {len(images):,}"]
+    if names:
+        spread = images[np.linspace(0, len(images) - 1, min(len(images), 64)).round().astype(int)]
+        contact_sheet.parent.mkdir(parents=True, exist_ok=True)
+        make_grid(spread).save(contact_sheet)
+        height, width, channels = images.shape[1:]
+        lines += [
+            "width x height: " + _counted(Counter(f"{w}x{h}" for w, h in pictures.sizes)),
+            "stored as: " + _counted(Counter(pictures.modes)),
+            f"the network will see: {height}x{width} (height x width), {channels} channels, as in "
+            f"{contact_sheet}",
+        ]
+        for kind, pairs in (
+            ("copies", find_alike(images)),
+            ("mirror images", find_alike(images, mirror=True)),
+        ):
+            lines.append(f"{kind} of an earlier picture, within {ALIKE:g} levels: {len(pairs):,}")
+            lines += [f"    {names[j]} of {names[i]}" for i, j in pairs[:10]]
+            lines += [f"    and {len(pairs) - 10:,} more"] * (len(pairs) > 10)
+    lines.append(f"can't be read: {len(pictures.skipped):,}")
+    lines += [f"    {name}: {reason}" for name, reason in pictures.skipped]
+    return "\n".join(lines)
 
 
 def _counted(counter: Counter) -> str:
@@ -355,13 +212,16 @@ def main() -> None:
     parser.add_argument("--output", metavar="PNG", help="the contact sheet (default: in samples)")
     parser.error = lambda message: parser.exit(2, f"dataset.py: {message}\n")
     flags = parser.parse_args()
+    output = Path(flags.output or f"samples/{run_name(flags.data)}/contact_sheet.png")
+    if output.suffix.lower() != ".png":
+        parser.error(f"--output {output}: must be a .png file")
     try:
         size = parse_size(flags.image_size) if flags.image_size else None
-        pictures = read(flags.data, size, flags.channels, flags.download_dir)
-    except ValueError as error:
+        print(examine(read(flags.data, size, flags.channels, flags.download_dir), output))
+    except DataError as error:
         parser.error(str(error))
-    output = flags.output or f"samples/{run_name(flags.data)}/contact_sheet.png"
-    print(examine(pictures, Path(output)))
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}")
 
 
 if __name__ == "__main__":

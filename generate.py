@@ -26,6 +26,7 @@ from utils import (
     REQUIRED,
     SettingsError,
     check_settings,
+    check_writable,
     parse_settings,
     pick_device,
     run_script,
@@ -85,11 +86,15 @@ def generate(request: Request) -> Path:
         SettingsError, CheckpointError: before anything is written.
     """
     ranges = request.seed_ranges()
-    count = sum(map(len, ranges))
+    count = sum(seeds.stop - seeds.start for seeds in ranges)
     generator = Generator.from_checkpoint(request.load_path, pick_device(request.device))
     default = "samples/generated" if request.separate else "samples/generated.png"
     output = Path(request.output or default)
-    (check_folder if request.separate else check_grid)(output, ranges, generator.image_size)
+    check_writable(output if request.separate else output.parent)
+    if request.separate:
+        check_folder(output)
+    else:
+        check_grid(output, count, *generator.image_size)
 
     images = draw_images(generator, chain.from_iterable(ranges))
     images = tqdm(images, total=count, unit="picture", disable=None)
@@ -113,22 +118,19 @@ def draw_images(generator: Generator, seeds: Iterable[int]) -> Iterator[np.ndarr
         yield from to_image(draw(generator, z))
 
 
-def check_grid(output: Path, ranges: list[range], image_size: tuple[int, int]) -> None:
+def check_grid(output: Path, count: int, height: int, width: int) -> None:
     """Refuse a grid that no picture viewer would open, or that has no picture's name."""
-    height, width = image_size
-    count = sum(map(len, ranges))
     if math.ceil(math.sqrt(count)) ** 2 * (height + 2) * (width + 2) > Image.MAX_IMAGE_PIXELS:
         raise SettingsError(f"{count:,} pictures are too many for one grid: add --separate")
     if output.suffix.lower() != ".png" or output.is_dir():
         raise SettingsError(f"--output {output}: must be a .png file, or add --separate")
 
 
-def check_folder(output: Path, ranges: list[range], image_size: tuple[int, int]) -> None:
-    """Refuse a folder with other files, which whoever reads it would take for these pictures."""
-    for path in output.iterdir() if output.exists() else ():
-        match = re.fullmatch(r"seed_(\d{6,})\.png", path.name)
-        if not match or not any(int(match[1]) in seeds for seeds in ranges):
-            raise SettingsError(f"--output {output}: has other files already, such as {path.name}")
+def check_folder(output: Path) -> None:
+    """Refuse a folder with other files, which whoever reads it would take for pictures of ours."""
+    for path in output.iterdir() if output.is_dir() else ():
+        if not re.fullmatch(r"seed_\d{6,}\.png|\..*", path.name):
+            raise SettingsError(f"--output {output}: has other files, such as {path.name}")
 
 
 if __name__ == "__main__":

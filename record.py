@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image
 import checkpoint
 from checkpoint import CheckpointError
 from dataset import make_grid, run_name
+from pictures import NAMED_SETS, to_channels
 
 Config = TypeVar("Config")  # train.Config: a script, which a module does not import
 
@@ -22,6 +25,7 @@ Config = TypeVar("Config")  # train.Config: a script, which a module does not im
 def find_run(config: Config) -> tuple[Config, dict[str, Any] | None]:
     """Settle a run's name and settings, and read the checkpoint that it goes on from, if any.
 
+    The checkpoint comes with its "path".
     `config` is a train.Config, of which `given` says which settings the user named.
 
     Raises:
@@ -42,7 +46,7 @@ def find_run(config: Config) -> tuple[Config, dict[str, Any] | None]:
         print(f"Nothing is saved as {own} yet: starting anew")
         return anew, None
 
-    saved = checkpoint.load(source)
+    saved = checkpoint.load(source) | {"path": source}
     if "optimizer_g" not in saved:
         raise CheckpointError(f"{source} can draw pictures but not train on: it has no optimizers")
     config = replace(merge(config, saved["config"], source), resume=None, **moved)
@@ -63,7 +67,7 @@ def merge(config: Config, stored: dict[str, Any], source: Path) -> Config:
         if name not in given or field.metadata["may_change"]:
             continue
         old, new = stored[name], given[name]
-        if old == new or (name == "data" and Path(old).resolve() == Path(new).resolve()):
+        if old == new or (name == "data" and _same_data(old, new)):
             continue
         raise CheckpointError(
             f"--{name} {new}: {source} was trained with {old}; leave the flag out, or start a new "
@@ -74,10 +78,16 @@ def merge(config: Config, stored: dict[str, Any], source: Path) -> Config:
     return type(config)(**stored | given)
 
 
+def _same_data(old: str, new: str) -> bool:
+    """Tell whether `new` is `old`, written otherwise, or where it may have been moved to."""
+    moved = old not in NAMED_SETS and not Path(old).exists()
+    return moved or Path(old).resolve() == Path(new).resolve()
+
+
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` numbered checkpoints."""
-    numbered = sorted(folder.glob("epoch_*.pth"), key=lambda path: (len(path.name), path.name))
-    for path in numbered[:-keep]:
+    """Delete all but the `keep` numbered checkpoints written last."""
+    numbered = [path for path in folder.iterdir() if re.fullmatch(r"epoch_\d+\.pth", path.name)]
+    for path in sorted(numbered, key=lambda path: path.stat().st_mtime_ns)[:-keep]:
         path.unlink()
 
 
@@ -86,7 +96,7 @@ class Record:
 
     Args:
         folder: where to; made if it is not there.
-        step: the step that the run goes on from; what the log has beyond it is dropped.
+        step: the step that the run goes on from; log lines and grids beyond it are dropped.
         tensorboard: log to TensorBoard too.
     """
 
@@ -95,6 +105,9 @@ class Record:
         self.folder = folder
         self.log_path = folder / "log.jsonl"
         entries = [entry for entry in self.entries() if entry["step"] <= step]
+        for path in self.grids():
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
         self.log_path.write_text("".join(map(_json_line, entries)), encoding="utf-8")
         self.writer = None
         if tensorboard:
@@ -103,10 +116,18 @@ class Record:
             self.writer = SummaryWriter(folder, purge_step=step + 1)
 
     def entries(self) -> list[dict[str, float]]:
-        """Read the log, one JSON object a line, oldest first."""
-        if not self.log_path.exists():
-            return []
-        return [json.loads(line) for line in self.log_path.read_text("utf-8").splitlines()]
+        """Read the log, one JSON object a line, oldest first; a line cut by a crash is left out."""
+        entries = []
+        if self.log_path.exists():
+            for line in self.log_path.read_text("utf-8", "replace").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):
+                    entries.append(json.loads(line))
+        return entries
+
+    def grids(self) -> list[Path]:
+        """Give the sample grids, oldest first."""
+        names = (path for path in self.folder.iterdir() if re.fullmatch(r"step_\d+", path.stem))
+        return sorted(names, key=lambda path: int(path.stem.removeprefix("step_")))
 
     def log(self, entry: Mapping[str, float]) -> None:
         """Add a line to log.jsonl; `entry` has the step among its values."""
@@ -126,7 +147,9 @@ class Record:
     def summarise(self) -> None:
         """Write losses.png from the log, and training.gif from the grids step_*.png."""
         plot_log(self.folder / "losses.png", self.entries())
-        write_animation(self.folder / "training.gif", sorted(self.folder.glob("step_*.png")))
+        write_animation(self.folder / "training.gif", self.grids())
+        if self.writer:
+            self.writer.flush()
 
 
 def _json_line(entry: Mapping[str, float]) -> str:
@@ -136,7 +159,7 @@ def _json_line(entry: Mapping[str, float]) -> str:
 def write_animation(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> None:
     """Write picture files as a GIF that loops in about `seconds`, evenly thinned to 100 frames."""
     taken = np.linspace(0, len(frames) - 1, min(len(frames), 100)).round().astype(int)
-    pictures = [Image.open(frames[i]).convert("RGB") for i in taken]
+    pictures = [to_channels(Image.open(frames[i]), 3) for i in taken]
     durations = [max(40, round(seconds * 1000 / len(pictures)))] * (len(pictures) - 1) + [2000]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 

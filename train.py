@@ -23,12 +23,14 @@ from tqdm import tqdm
 
 import checkpoint
 from checkpoint import CheckpointError
-from dataset import NAMED_SETS, batches, load, parse_size, random_at, to_image, to_tensor
+from dataset import batches, load, parse_size, random_at, to_image, to_tensor
 from models import Discriminator, Generator, draw, draw_latents, sample_latents
+from pictures import NAMED_SETS
 from record import Record, find_run, prune
 from utils import (
     SettingsError,
     check_settings,
+    check_writable,
     parse_settings,
     pick_device,
     run_script,
@@ -128,8 +130,6 @@ class Config:
     def __post_init__(self) -> None:
         if self.image_size is not None:
             height, width = parse_size(self.image_size)
-            if not (8 <= height <= 256 and 8 <= width <= 256):
-                raise SettingsError(f"--image_size {self.image_size}: must be from 8 to 256 a side")
             canonical = f"{height}" if height == width else f"{height}x{width}"
             object.__setattr__(self, "image_size", canonical)
         check_settings(self)
@@ -271,6 +271,10 @@ def train(config: Config) -> Path:
     """
     config, saved = find_run(config)
     device = pick_device(config.device)
+    folder = Path(config.checkpoint_dir, config.name)
+    sample_folder = Path(config.sample_dir, config.name)
+    check_writable(folder)
+    check_writable(sample_folder)
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise SettingsError("--tensorboard: not installed here; pip install tensorboard")
     size = config.image_size and parse_size(config.image_size)
@@ -289,12 +293,11 @@ def train(config: Config) -> Path:
         start = saved["step"]
         for player, key in zip(players, Players._fields, strict=True):
             player.load_state_dict(saved[key])
-        if start // steps_per_epoch != saved["epoch"]:
-            warn(f"--data {config.data} has changed since: an epoch is now {steps_per_epoch} steps")
-    folder = Path(config.checkpoint_dir, config.name)
+        if count != saved["pictures"]:
+            warn(f"--data {config.data} has {count:,} pictures; it had {saved['pictures']:,}")
     if start >= total:
-        print(f"{folder} has {start:,} steps already: --epochs or --steps must ask for more")
-        return folder / "last.pth"
+        print(f"{saved['path']} has {start:,} steps already; --epochs and --steps ask for no more")
+        return saved["path"]
 
     parameters = [sum(p.numel() for p in network.parameters()) for network in players[:2]]
     print(
@@ -302,11 +305,11 @@ def train(config: Config) -> Path:
         f"device: {device}\n"
         f"parameters: {parameters[0]:,} generator, {parameters[1]:,} discriminator\n"
         f"steps: {start:,} to {total:,}, {steps_per_epoch:,} an epoch, {batch_size} pictures each\n"
-        f"writing to: {folder}, {Path(config.sample_dir, config.name)}"
+        f"writing to: {folder}, {sample_folder}"
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_settings(folder / "settings.txt", config)
-    record = Record(Path(config.sample_dir, config.name), start, config.tensorboard)
+    record = Record(sample_folder, start, config.tensorboard)
     record.draw("real", images[:: -(-count // len(GRID_SEEDS))])
     grid_z = sample_latents(GRID_SEEDS, config.z_dim, config.z_dist)
 
@@ -332,7 +335,7 @@ def train(config: Config) -> Path:
             grid = to_image(draw(players.generator, grid_z))
             record.draw(f"step_{step:07d}", grid, step)
         if ends:
-            contents = {"config": asdict(config), "epoch": epoch, "step": step}
+            contents = {"config": asdict(config), "epoch": epoch, "step": step, "pictures": count}
             contents |= {key: player.state_dict() for key, player in players._asdict().items()}
             checkpoint.save(folder / "last.pth", contents)
             left = tqdm.format_interval((clock - began) / (step - start) * (total - step))

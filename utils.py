@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,6 +77,8 @@ def check_settings(settings: Any) -> None:
             value = float(value)
         if type(value) is not wanted:
             problem = f"must be of type {wanted.__name__}"
+        elif value == "":
+            problem = "must not be empty"
         elif choices and value not in choices:
             problem = "must be one of " + ", ".join(map(str, choices))
         elif wanted in (int, float) and not minimum <= value < below:
@@ -96,12 +99,11 @@ def parse_settings(
     and status 2.
 
     Raises:
-        SettingsError: from `kind`, for a value that cannot be used.
+        SettingsError: a value that cannot be used, or a settings file that cannot be read.
     """
     parser = _Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        fromfile_prefix_chars="@",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -124,13 +126,11 @@ def parse_settings(
                 options.update(nargs="?", const=metadata["bare"])
         groups[group].add_argument(f"--{field.name}", **options)
 
-    arguments = sys.argv[1:] if arguments is None else arguments
-    arguments = [re.sub(r"^-(?=[a-z]\w)", "--", argument) for argument in arguments]
-    try:
-        given = vars(parser.parse_args(arguments))
-    except UnicodeDecodeError:
-        parser.error("a settings file, given as @FILE, must be UTF-8 text")
-    return kind(**given)
+    words: list[str] = []
+    for word in sys.argv[1:] if arguments is None else arguments:
+        words += read_settings(word[1:]) if word.startswith("@") else [word]
+    words = [re.sub(r"^-(?=[a-z]\w)", "--", word) for word in words]
+    return kind(**vars(parser.parse_args(words)))
 
 
 def shown_default(field: dataclasses.Field) -> str:
@@ -140,38 +140,56 @@ def shown_default(field: dataclasses.Field) -> str:
     return f"default: {field.metadata['shown'] or field.default}"
 
 
-# A flag, its value in quotes or plain, and a comment, all of them optional.
-_SETTINGS_LINE = re.compile(
-    r"""\s* (?: (--\w+) (?: (?:\s*=\s*|\s+) (?: "(.*?)" | ((?![\#])\S.*?) ) )? )?
-    (?: (?:^|\s+) \#.* )? \s*""",
-    re.VERBOSE,
-)
-
-
 class _Parser(argparse.ArgumentParser):
-    """An argument parser that reads settings files and whose errors are one line."""
-
-    def convert_arg_line_to_args(self, line: str) -> list[str]:
-        match = _SETTINGS_LINE.fullmatch(line)
-        if match is None:
-            self.error(f"settings file: {line.strip()!r} is not a line like: --epochs 25")
-        flag, quoted, plain = match.groups()
-        return [word for word in (flag, quoted or plain) if word is not None]
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def write_settings(path: Path, settings: Any, leave_out: Iterable[str] = ()) -> None:
-    """Write `settings` as a file that `@FILE` reads back: one `--flag value` a line."""
+# A flag, its value plain or in quotes, which are doubled inside, and a comment: all optional.
+_SETTINGS_LINE = re.compile(
+    r"""\s* (?: (--\w+) (?: (?:\s*=\s*|\s+) (?: "((?:[^"]|"")*)" | ((?![\#="])\S.*?) ) )? )?
+    (?: (?:^|\s+) \#.* )? \s*""",
+    re.VERBOSE,
+)
+
+
+def read_settings(path: str) -> list[str]:
+    """Read a file of flags, one `--flag value` a line, into command-line arguments.
+
+    Raises:
+        SettingsError: the file can't be read, or a line is none of flag, value and comment.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise SettingsError(f"settings file {path}: {error.strerror}") from None
+    arguments = []
+    for line in re.split(r"\r?\n", text):
+        match = _SETTINGS_LINE.fullmatch(line)
+        if match is None:
+            line = line if line.isprintable() else "a line"
+            raise SettingsError(f"settings file {path}: {line} is not like: --epochs 25")
+        flag, quoted, plain = match.groups()
+        value = plain if quoted is None else quoted.replace('""', '"')
+        if flag:
+            arguments.append(flag if value is None else f"{flag}={value}")
+    return arguments
+
+
+def write_settings(path: Path, settings: Any) -> None:
+    """Write `settings` as a file that `@FILE` reads back."""
     lines = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if value is None or value is False or field.name in leave_out:
-            continue
-        quote = '"' if isinstance(value, str) and re.search(r'^["#]|\s#|^\s|\s$', value) else ""
-        lines.append(f"--{field.name}" + f" {quote}{value}{quote}" * (value is not True))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if value is True:
+            lines.append(f"--{field.name}")
+        elif value is not None and value is not False:
+            plain = re.fullmatch(r'[^\s"#=]([^"#]*[^\s"#])?', str(value))
+            value = value if plain else '"{}"'.format(value.replace('"', '""'))
+            lines.append(f"--{field.name} {value}")
+    path.write_bytes("\n".join([*lines, ""]).encode("utf-8", "surrogateescape"))
 
 
 def _type_of(settings: Any, field: dataclasses.Field) -> type:
@@ -228,3 +246,14 @@ def pick_device(name: str) -> torch.device:
 def warn(message: str) -> None:
     """Print one line on stderr, above a progress bar if there is one."""
     tqdm.write(f"Warning: {message}", file=sys.stderr)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that can't be made or written to, without making it.
+
+    Raises:
+        SettingsError: naming what stands in the way.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise SettingsError(f"{folder} can't be written: {there} is no folder with that permission")

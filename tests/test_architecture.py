@@ -9,11 +9,11 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = {"train", "generate"}
 MAY_IMPORT = {
     "checkpoint": set(),
-    "decode": set(),
-    "dataset": {"decode"},
+    "pictures": set(),
+    "dataset": {"pictures"},
     "models": {"checkpoint"},
     "utils": {"dataset"},
-    "record": {"checkpoint", "dataset"},
+    "record": {"checkpoint", "dataset", "pictures"},
 }
 OURS = {path.stem for path in ROOT.glob("*.py")}
 

@@ -136,6 +136,8 @@ def test_help_shows_the_defaults(name, script):
         ("train.py --image_size 4", "--image_size 4"),
         ("train.py --device toaster", "--device toaster"),
         ("train.py --resume notes.pth", "notes.pth"),
+        ("train.py --data path --sample_dir notes.pth", "notes.pth"),
+        ("train.py @missing.txt", "missing.txt"),
         ("train.py --data path --checkpoint_dir notes.pth", "notes.pth"),
         ("generate.py", "--load_path"),
         ("generate.py --load_path missing.pth", "missing.pth"),
@@ -143,6 +145,9 @@ def test_help_shows_the_defaults(name, script):
         ("generate.py --load_path empty", "empty"),
         ("generate.py --load_path a.pth --nonsense 1", "--nonsense"),
         ("dataset.py", "data"),
+        ("dataset.py path --output sheet.jpg", "sheet.jpg"),
+        ("dataset.py path --output notes.pth/sheet.png", "notes.pth"),
+        ("generate.py --load_path a.zip", "a.zip"),
         ("dataset.py missing", "missing"),
         ("dataset.py empty --image_size big", "--image_size big"),
         ("dataset.py empty --nonsense", "--nonsense"),
@@ -152,6 +157,8 @@ def test_a_mistake_is_one_line_with_status_2_and_writes_nothing(script, tmp_path
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.pth").write_text("no checkpoint")
     write_pictures(tmp_path / "path", 3)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("notes.txt", "no checkpoint either")
     before = sorted(tmp_path.rglob("*"))
     status, _, said = script(*command.split())
     said = [line for line in said.splitlines() if not line.startswith("Warning: only 3 pictures")]

@@ -14,7 +14,17 @@ from conftest import write_mnist, write_pictures
 from PIL import Image
 
 import dataset
-from dataset import DataError, batches, find_alike, load, make_grid, read, to_image, to_tensor
+from dataset import (
+    DataError,
+    batches,
+    examine,
+    find_alike,
+    load,
+    make_grid,
+    read,
+    to_image,
+    to_tensor,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,6 +74,7 @@ def test_an_archive_holds_what_its_folder_does(tmp_path):
             archive.write(path, path.relative_to(folder))
         archive.writestr("__MACOSX/._0000.png", b"not a picture")
         archive.writestr("readme.txt", b"hello")
+        archive.writestr("__MACOSX\\._0001.png", b"as Windows may write it")
     assert np.array_equal(load(str(tmp_path / "set.zip")), load(str(folder)))
 
 
@@ -142,6 +153,12 @@ def test_palette_with_and_without_transparency(tmp_path):
     assert one(tmp_path, image, transparency=1)[0, 0].tolist() == [200, 100, 50, 0]
 
 
+def test_a_grey_palette_is_grey(tmp_path):
+    image = Image.new("P", (16, 16), 1)
+    image.putpalette([0, 0, 0, 90, 90, 90])
+    assert one(tmp_path, image)[0, 0].tolist() == [90]
+
+
 def test_cmyk_and_one_bit(tmp_path):
     assert one(tmp_path, Image.new("CMYK", (16, 16), (0, 255, 255, 0)), name="a.tif")[
         0, 0
@@ -210,10 +227,20 @@ def test_unreadable_files_are_skipped_and_named(pictures, capsys):
     (pictures / "empty.jpg").write_bytes(b"")
     (pictures / "text.jpg").write_text("no picture")
     Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(pictures / "float.tif")
+    Image.fromarray(np.full((9, 9), 200, np.int32)).save(pictures / "int.tif")
     assert len(load(str(pictures))) == 20
     said = capsys.readouterr().err
-    assert "4 of 24" in said
-    assert all(name in said for name in ("cut.png", "empty.jpg", "text.jpg", "float.tif"))
+    assert "5 of 25" in said and len(said.splitlines()) == 1
+    assert all(
+        name in said for name in ("cut.png", "empty.jpg", "text.jpg", "float.tif", "int.tif")
+    )
+
+
+def test_what_is_named_like_a_picture_but_is_no_file_is_left_alone(pictures):
+    (pictures / "folder.png").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(pictures / "pipe.png")
+    assert len(load(str(pictures))) == 20
 
 
 def test_a_decompression_bomb_is_skipped(pictures):
@@ -283,10 +310,10 @@ def test_worker_processes_survive_the_spawn_start_method(tmp_path):
     script.write_text(
         "import multiprocessing, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import decode, dataset\n"
+        "import pictures, dataset\n"
         "if __name__ == '__main__':\n"
         "    multiprocessing.set_start_method('spawn')\n"
-        "    decode.os.cpu_count = lambda: 2\n"
+        "    pictures.os.cpu_count = lambda: 2\n"
         f"    print(dataset.load({str(folder)!r}, (8, 8)).sum())\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
@@ -304,9 +331,10 @@ def test_copies_and_mirror_images_are_found_even_saved_again():
     noise = random.integers(-3, 4, images[0].shape)
     again = np.clip(images[1].astype(int) + noise, 0, 255).astype(np.uint8)
     turned = np.clip(images[2, :, ::-1].astype(int) + noise, 0, 255).astype(np.uint8)
-    images = np.concatenate([images, [again, turned]])
-    assert find_alike(images) == [(1, 5)]
+    images = np.concatenate([images, [again, turned, images[0]]])
+    assert find_alike(images) == [(1, 5), (0, 7)]
     assert find_alike(images, mirror=True) == [(2, 6)]
+    assert find_alike(np.zeros((5000, 9, 8, 1), np.uint8))[-1] == (0, 4999)
 
 
 def test_the_doctor_reports_and_writes_a_contact_sheet(pictures, tmp_path):
@@ -314,20 +342,23 @@ def test_the_doctor_reports_and_writes_a_contact_sheet(pictures, tmp_path):
     (pictures / "bad.png").write_bytes(b"")
     Image.new("L", (30, 30), 9).save(pictures / "grey.png")
     sheet = tmp_path / "sheet.png"
-    command = [
-        sys.executable,
-        ROOT / "dataset.py",
-        pictures,
-        "--output",
-        sheet,
-        "--image_size",
-        "16",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    for words in ("22 pictures", "3 channels", "20x24 (21)", "30x30 (1)", "RGB (21)", "L (1)",
-                  "bad.png", "copies of another: 1", "zz.png of 0002.png"):  # fmt: skip
-        assert words in done.stdout
+    command = [sys.executable, ROOT / "dataset.py", pictures, "--output", sheet]
+    command += ["--image_size", "16"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for words in ("pictures: 22", "3 channels", "20x24 (21)", "30x30 (1)", "RGB (21)", "L (1)",
+                  "bad.png: not a picture", "5 levels: 1\n    zz.png of 0002.png"):  # fmt: skip
+        assert words in said
     assert Image.open(sheet).size == (5 * 18 + 2, 5 * 18 + 2)
+
+
+def test_the_doctor_reports_where_training_would_refuse(tmp_path):
+    for i in range(3):
+        (tmp_path / f"bad\n{i}.png").write_bytes(b"")
+    assert examine(read(str(tmp_path)), tmp_path / "sheet.png").splitlines() == [
+        "pictures: 0",
+        "can't be read: 3",
+        *(f"    'bad\\n{i}.png': not a picture, or a broken one" for i in range(3)),
+    ]
 
 
 def test_random_numbers_differ_between_purposes_and_positions():

@@ -131,7 +131,7 @@ def test_a_run_leaves_what_the_readme_says(small, tmp_path):
     assert names == {"last.pth", "epoch_0002.pth", "settings.txt"}
 
     contents = torch.load(last, weights_only=True)
-    assert contents.keys() == {"format", "config", "epoch", "step", *STATES}
+    assert contents.keys() == {"format", "config", "epoch", "step", "pictures", *STATES}
     assert (contents["epoch"], contents["step"]) == (2, 10)
     assert contents["config"]["image_size"] == "16" and contents["config"]["channels"] == 3
 
@@ -220,6 +220,38 @@ def test_resume_refuses_another_setting_naming_both_values(small):
         train(Config(**small, z_dist="uniform", resume="last"))
 
 
+def test_resume_finds_data_that_has_moved_and_notices_that_it_changed(small, capsys):
+    train(Config(**small, steps=1))
+    moved = Path(small["data"]).rename(Path(small["data"]).with_name("moved"))
+    settings = {**small, "data": str(moved), "name": "pictures", "resume": "last"}
+    assert checkpoint.load(train(Config(**settings, steps=2)))["config"]["data"] == str(moved)
+    write_pictures(moved, 1, first=50)
+    train(Config(**settings, steps=3))
+    assert "21 pictures; it had 20" in capsys.readouterr().err
+    other = write_pictures(moved.with_name("other"), 20)
+    with pytest.raises(CheckpointError, match="--data"):
+        train(Config(**{**settings, "data": str(other)}, steps=4))
+
+
+def test_what_a_crash_left_is_mended_by_resuming(small):
+    last = train(Config(**small, steps=4, sample_every=2, save_every=1))
+    samples = Path(small["sample_dir"], "pictures")
+    log = samples / "log.jsonl"
+    kept = log.read_text()
+    log.write_text(
+        kept + kept.splitlines()[-1].replace('"step": 4', '"step": 5') + '\n{"step": 6, "ep'
+    )
+    (samples / "step_0000007.png").write_bytes(b"of a step beyond the checkpoint")
+    copy = last.with_name("epoch_0001_good.pth")
+    copy.write_bytes(last.read_bytes())
+    train(Config(**small, resume="last", save_every=1, keep=1))
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, 11))
+    assert not (samples / "step_0000007.png").exists()
+    assert copy.exists() and last.with_name("epoch_0002.pth").exists()
+    assert not last.with_name("epoch_0001.pth").exists()
+
+
 def test_going_back_needs_a_name_of_its_own(small):
     last = train(Config(**small, save_every=1))
     earlier = last.with_name("epoch_0001.pth")
@@ -234,6 +266,7 @@ def test_a_finished_run_says_so(small, capsys):
     kept = last.read_bytes()
     assert train(Config(**small, steps=2, resume="last")) == last
     assert "2 steps already" in capsys.readouterr().out and last.read_bytes() == kept
+    assert train(Config(**small, steps=2, resume=str(last), name="branch")) == last
 
 
 def test_fewer_pictures_than_a_batch_train_with_a_warning(small, capsys):

@@ -12,6 +12,7 @@ from utils import (
     REQUIRED,
     SettingsError,
     check_settings,
+    check_writable,
     parse_settings,
     pick_device,
     run_script,
@@ -57,7 +58,6 @@ def test_one_dash_does_for_two():
         (["--path", "x", "--kind", "c"], "--kind"),
         (["--path", "x", "--coun", "3"], "--coun"),
         (["--path", "x", "--loud", "False"], "False"),
-        (["@missing.txt"], "missing.txt"),
     ],
 )
 def test_a_flag_that_does_not_parse_is_one_line_and_status_2(capsys, arguments, says):
@@ -70,7 +70,7 @@ def test_a_flag_that_does_not_parse_is_one_line_and_status_2(capsys, arguments, 
 @pytest.mark.parametrize(
     "wrong",
     [{"count": 0}, {"count": 2.0}, {"count": True}, {"rate": 1.0}, {"rate": float("nan")},
-     {"kind": "c"}, {"path": 3}, {"loud": "no"}],
+     {"kind": "c"}, {"path": 3}, {"path": ""}, {"loud": "no"}],
 )  # fmt: skip
 def test_values_out_of_their_range_are_refused_by_name(wrong):
     with pytest.raises(SettingsError, match=f"--{next(iter(wrong))} "):
@@ -100,7 +100,25 @@ def test_a_settings_file_is_read_with_comments_quotes_and_spaces(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["cats", "/a b/c", "C:\\cats\\new", "a #b", "#b", "c#", "o'brien", '"x"', " x ", "Äpfel"],
+    [
+        "cats",
+        "/a b/c",
+        "C:\\cats\\new",
+        "a #b",
+        "#b",
+        "c#",
+        "o'brien",
+        '"x"',
+        " x ",
+        "Äpfel",
+        'a" #',
+        "=x",
+        "-dash",
+        "--loud",
+        "@x",
+        "a\u2028b",
+        "\udce9",
+    ],
 )
 def test_written_settings_are_read_back(tmp_path, text):
     settings = Example(path=text, rate=1e-5, loud=True)
@@ -108,18 +126,16 @@ def test_written_settings_are_read_back(tmp_path, text):
     assert parse(f"@{tmp_path / 'settings.txt'}") == settings
 
 
-def test_a_settings_file_with_other_words_is_refused(tmp_path, capsys):
-    (tmp_path / "settings.txt").write_text("epochs: 25\n")
-    with pytest.raises(SystemExit):
+@pytest.mark.parametrize("content", [b"epochs: 25\n", b"\x89PNG\r\n\x1a\n\x00\x00", b'--path "x\n'])
+def test_what_is_no_settings_file_is_refused_by_name(tmp_path, content):
+    (tmp_path / "settings.txt").write_bytes(content)
+    with pytest.raises(SettingsError, match=r"settings\.txt"):
         parse(f"@{tmp_path / 'settings.txt'}")
-    assert "epochs: 25" in capsys.readouterr().err
 
 
-def test_a_settings_file_that_is_a_picture_is_refused(tmp_path, capsys):
-    (tmp_path / "a.png").write_bytes(b"\x89PNG")
-    with pytest.raises(SystemExit):
-        parse(f"@{tmp_path / 'a.png'}")
-    assert "UTF-8" in capsys.readouterr().err
+def test_a_settings_file_from_windows_is_read(tmp_path):
+    (tmp_path / "settings.txt").write_bytes("\ufeff--path Äpfel\r\n--count 7\r\n".encode())
+    assert parse(f"@{tmp_path / 'settings.txt'}") == Example(path="Äpfel", count=7)
 
 
 def test_a_mistake_is_one_line_and_a_defect_a_traceback(capsys):
@@ -157,6 +173,16 @@ def test_config_is_plain_and_knows_what_was_given():
 def test_config_refuses_by_the_name_of_the_flag(wrong):
     with pytest.raises(ValueError, match=f"--{next(iter(wrong))} "):
         Config(**wrong)
+
+
+def test_folders_that_cannot_be_written_are_refused_without_making_them(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_writable(tmp_path / "new" / "deep")
+    check_writable(Path("relative"))
+    for wrong in (tmp_path / "file", tmp_path / "file" / "deep"):
+        with pytest.raises(SettingsError, match="file"):
+            check_writable(wrong)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_devices():
