@@ -34,7 +34,6 @@ DEFAULT_IMAGE_SIZE = 64
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
             ".pgm", ".pbm", ".avif", ".jp2"}  # fmt: skip
 
-
 # Where a picture is: a file, a member of an archive (its path and the name in it), or here.
 Source = str | tuple[str, str] | np.ndarray
 
@@ -220,21 +219,18 @@ def decode_all(
 def _decode(source: Source, size: tuple[int, int], channels: int | None) -> Decoded:
     """Decode one picture, fit it to size (height, width), and never raise for what it holds."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with _open(source) as image:
-                mode, (width, height) = image.mode, image.size
-                if mode == "F" or (mode == "I" and image.format == "TIFF"):
-                    raise ValueError(f"32-bit pixels ({mode}), whose range is not known")
-                # A JPEG decodes at a half, quarter or eighth several times faster. Twice the
-                # size wanted is left to the resampling, and a turned picture keeps enough too.
-                image.draft(None, (2 * max(size), 2 * max(size)))
-                image = _standard(ImageOps.exif_transpose(image))
-                if channels:
-                    image = to_channels(image, channels)
-                image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
-                return Decoded(np.asarray(image).reshape(*size, -1), mode, width, height)
+        with warnings.catch_warnings(action="ignore"), _open(source) as image:
+            mode, (width, height) = image.mode, image.size
+            if mode == "F" or (mode == "I" and image.format == "TIFF"):
+                raise ValueError(f"32-bit pixels ({mode}), whose range is not known")
+            # A JPEG decodes at a half, quarter or eighth several times faster. Twice the size
+            # wanted is left to the resampling, and a turned picture keeps enough too.
+            image.draft(None, (2 * max(size), 2 * max(size)))
+            image = _standard(ImageOps.exif_transpose(image))
+            if channels:
+                image = to_channels(image, channels)
+            image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
+            return Decoded(np.asarray(image).reshape(*size, -1), mode, width, height)
     except UnidentifiedImageError:
         return Decoded(None, reason="not a picture, or a broken one")
     except Exception as error:  # a broken picture makes Pillow raise nearly anything
@@ -242,6 +238,7 @@ def _decode(source: Source, size: tuple[int, int], channels: int | None) -> Deco
 
 
 def _open(source: Source) -> Image.Image:
+    """Open a source; Pillow refuses a picture of more than 179 million pixels by itself."""
     if isinstance(source, np.ndarray):
         return Image.fromarray(source)
     if isinstance(source, tuple):

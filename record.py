@@ -66,7 +66,7 @@ def merge(config: Config, stored: dict[str, Any], source: Path) -> Config:
         name = field.name
         if name not in given or field.metadata["may_change"]:
             continue
-        old, new = stored[name], given[name]
+        old, new = stored.get(name, field.default), given[name]
         if old == new or (name == "data" and _same_data(old, new)):
             continue
         raise CheckpointError(
@@ -142,12 +142,13 @@ class Record:
         grid = make_grid(images)
         grid.save(self.folder / f"{name}.png")
         if self.writer:
-            self.writer.add_image(name.split("_")[0], np.asarray(grid), step, dataformats="HWC")
+            pixels = np.atleast_3d(np.asarray(grid))
+            self.writer.add_image(name.split("_")[0], pixels, step, dataformats="HWC")
 
     def summarise(self) -> None:
-        """Write losses.png from the log, and training.gif from the grids step_*.png."""
+        """Write losses.png from the log, and training.webp from the grids step_*.png."""
         plot_log(self.folder / "losses.png", self.entries())
-        write_animation(self.folder / "training.gif", self.grids())
+        write_animation(self.folder / "training.webp", self.grids())
         if self.writer:
             self.writer.flush()
 
@@ -157,11 +158,17 @@ def _json_line(entry: Mapping[str, float]) -> str:
 
 
 def write_animation(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> None:
-    """Write picture files as a GIF that loops in about `seconds`, evenly thinned to 100 frames."""
+    """Write picture files as a WebP that loops in `seconds`, evenly thinned to 100 frames at most.
+
+    WebP because a GIF of the same grids has 256 colours, and takes three times the space.
+    """
     taken = np.linspace(0, len(frames) - 1, min(len(frames), 100)).round().astype(int)
     pictures = [to_channels(Image.open(frames[i]), 3) for i in taken]
-    durations = [max(40, round(seconds * 1000 / len(pictures)))] * (len(pictures) - 1) + [2000]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    durations = [round(seconds * 1000 / len(pictures))] * (len(pictures) - 1) + [2000]
+    pictures[0].save(
+        path, save_all=True, append_images=pictures[1:], duration=durations, loop=0,
+        quality=80, method=0,
+    )  # fmt: skip
 
 
 def plot_log(path: Path, entries: Sequence[Mapping[str, float]]) -> None:

@@ -19,8 +19,6 @@ from tqdm import tqdm
 from dataset import DataError
 
 Settings = TypeVar("Settings")
-
-
 REQUIRED = dataclasses.MISSING
 
 
@@ -219,7 +217,12 @@ def run_script(main: Callable[[], Any], *mistakes: type[Exception]) -> None:
     sys.exit(2)
 
 
-# The device --------------------------------------------------------------------------------------
+# The machine -------------------------------------------------------------------------------------
+
+
+def warn(message: str) -> None:
+    """Print one line on stderr, above a progress bar if there is one."""
+    tqdm.write(f"Warning: {message}", file=sys.stderr)
 
 
 def pick_device(name: str) -> torch.device:
@@ -238,14 +241,6 @@ def pick_device(name: str) -> torch.device:
         reason = re.split(r"\.\s|\n", str(error).strip())[0]
         raise SettingsError(f"--device {name}: not available here ({reason})") from None
     return torch.device(name)
-
-
-# Words -------------------------------------------------------------------------------------------
-
-
-def warn(message: str) -> None:
-    """Print one line on stderr, above a progress bar if there is one."""
-    tqdm.write(f"Warning: {message}", file=sys.stderr)
 
 
 def check_writable(folder: Path) -> None:

@@ -125,7 +125,7 @@ def test_the_discriminator_learns_to_tell_while_the_generator_stands_still():
 
 
 def test_a_run_leaves_what_the_readme_says(small, tmp_path):
-    last = train(Config(**small, save_every=1, keep=1, sample_every=2))
+    last = train(Config(**small, save_every=1, keep=1, sample_every=2, learning_rate_g=0.05))
     assert last == tmp_path / "checkpoints" / "pictures" / "last.pth"
     names = {path.name for path in last.parent.iterdir()}
     assert names == {"last.pth", "epoch_0002.pth", "settings.txt"}
@@ -137,15 +137,28 @@ def test_a_run_leaves_what_the_readme_says(small, tmp_path):
 
     samples = tmp_path / "samples" / "pictures"
     grids = [f"step_{step:07d}.png" for step in (2, 4, 5, 6, 8, 10)]
-    others = ["real.png", "losses.png", "training.gif", "log.jsonl"]
+    others = ["real.png", "losses.png", "training.webp", "log.jsonl"]
     assert {path.name for path in samples.iterdir()} == {*grids, *others}
-    with Image.open(samples / "training.gif") as animation:
+    with Image.open(samples / "training.webp") as animation:
         assert animation.n_frames == len(grids) and animation.info["loop"] == 0
 
     log = [json.loads(line) for line in (samples / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == list(range(1, 11))
     keys = {"step", "epoch", "loss_d", "loss_g", "d_real", "d_fake", "images_per_second"}
     assert log[0].keys() == keys and log[-1]["epoch"] == 2
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_tensorboard_gets_what_the_log_has(small, tmp_path, mode):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    small["data"] = str(write_pictures(tmp_path / mode, 8, mode=mode))
+    train(Config(**small, tensorboard=True, name="logged"))
+    events = accumulator.EventAccumulator(str(Path(small["sample_dir"], "logged")))
+    events.Reload()
+    log = Path(small["sample_dir"], "logged", "log.jsonl").read_text().splitlines()
+    expected = [(entry["step"], pytest.approx(entry["loss_g"])) for entry in map(json.loads, log)]
+    assert [(scalar.step, scalar.value) for scalar in events.Scalars("loss_g")] == expected
+    assert [image.step for image in events.Images("step")] == [2, 4]
 
 
 CHOICES = [
