@@ -61,7 +61,7 @@ class Config:
     )
     mirror: bool = setting("data", False, "flip half of the pictures left to right")
 
-    z_dim: int = setting("networks", 100, "dimensions of z (sec. 4)", minimum=1)
+    z_dim: int = setting("networks", 100, "dimensions of z (fig. 1)", minimum=1)
     z_dist: str = setting(
         "networks", "normal", "z from N(0, 1) or U(-1, 1)", choices=("normal", "uniform")
     )
@@ -75,7 +75,7 @@ class Config:
     )
 
     loss: str = setting(
-        "game", "bce", "see the README", choices=("bce", "minimax", "lsgan", "hinge")
+        "game", "bce", "what the players minimise", choices=("bce", "minimax", "lsgan", "hinge")
     )
     batch_size: int = setting("game", 128, "pictures a step (sec. 4)", minimum=1)
     learning_rate: float = setting("game", 0.0002, "Adam's, of both networks (sec. 4)", minimum=0)
