@@ -25,8 +25,8 @@ Config = TypeVar("Config")  # train.Config: a script, which a module does not im
 def find_run(config: Config) -> tuple[Config, dict[str, Any] | None]:
     """Settle a run's name and settings, and read the checkpoint that it goes on from, if any.
 
-    The checkpoint comes with its "path".
-    `config` is a train.Config, of which `given` says which settings the user named.
+    Of `config`, a train.Config, `given` says which settings the user named. The checkpoint comes
+    with its own place as "path".
 
     Raises:
         CheckpointError: the run exists and is not resumed, or it was made with other settings.
@@ -48,7 +48,9 @@ def find_run(config: Config) -> tuple[Config, dict[str, Any] | None]:
 
     saved = checkpoint.load(source) | {"path": source}
     if "optimizer_g" not in saved:
-        raise CheckpointError(f"{source} can draw pictures but not train on: it has no optimizers")
+        raise CheckpointError(
+            f"{source} can draw pictures but not be trained further: it has no optimizers"
+        )
     config = replace(merge(config, saved["config"], source), resume=None, **moved)
     own = Path(config.checkpoint_dir, config.name, "last.pth")
     if own.exists() and not own.samefile(source):
