@@ -88,6 +88,8 @@ def read_generator(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
         CheckpointError: as `load`.
     """
     contents = load(path)
+    if not {"config", "generator"} <= contents.keys():
+        raise CheckpointError(f"{path} holds no generator and its config")
     config = contents["config"]
     height, _, width = config["image_size"].partition("x")
     settings = {name: config[name] for name in GENERATOR_SETTINGS}

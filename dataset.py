@@ -182,10 +182,9 @@ def examine(pictures: Pictures, contact_sheet: Path) -> str:
         make_grid(spread).save(contact_sheet)
         height, width, channels = images.shape[1:]
         lines += [
-            "width x height: " + _counted(Counter(f"{w}x{h}" for w, h in pictures.sizes)),
+            "height x width: " + _counted(Counter(f"{h}x{w}" for w, h in pictures.sizes)),
             "stored as: " + _counted(Counter(pictures.modes)),
-            f"the network will see: {height}x{width} (height x width), {channels} channels, as in "
-            f"{contact_sheet}",
+            f"the network will see: {height}x{width}, {channels} channels, as in {contact_sheet}",
         ]
         for kind, pairs in (
             ("copies", find_alike(images)),
@@ -208,7 +207,7 @@ def main() -> None:
     """Run the data doctor of the command line."""
     parser = argparse.ArgumentParser(description="Report on pictures before training on them.")
     parser.add_argument("data", help="a folder, a .zip, or one of: " + ", ".join(NAMED_SETS))
-    parser.add_argument("--image_size", metavar="64|64x96", help="what to train at (default: 64)")
+    parser.add_argument("--image_size", metavar="64|64x96", help="(default: 64, or the set's own)")
     parser.add_argument("--channels", type=int, choices=(1, 3, 4), help="(default: found)")
     parser.add_argument("--download_dir", default="data", help="of named sets (default: data)")
     parser.add_argument("--output", metavar="PNG", help="the contact sheet (default: in samples)")

@@ -182,7 +182,7 @@ def _find_named(
         "celeba": datasets.CelebA,
     }
     try:
-        opened = kinds[name](download_dir, download=True)  # their training part
+        opened = kinds[name](download_dir, download=True)  # the training part, but for CelebA
     except Exception as error:  # no network, no mirror, no disk, no gdown: each its own class
         reason = str(error).strip().split("\n")[0]
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -93,6 +94,14 @@ def prune(folder: Path, keep: int) -> None:
         path.unlink()
 
 
+def set_aside(folder: Path) -> None:
+    """Rename a folder that an earlier run left logs or checkpoints in, so that none is lost."""
+    if (folder / "log.jsonl").exists() or any(folder.glob("epoch_*.pth")):
+        number = next(n for n in itertools.count(1) if not Path(f"{folder}.{n}").exists())
+        folder.rename(f"{folder}.{number}")
+        print(f"{folder} had files of an earlier run; they are now in {folder}.{number}")
+
+
 class Record:
     """The log and the pictures of a run, in a folder of their own.
 
@@ -147,12 +156,15 @@ class Record:
             pixels = np.atleast_3d(np.asarray(grid))
             self.writer.add_image(name.split("_")[0], pixels, step, dataformats="HWC")
 
-    def summarise(self) -> None:
-        """Write losses.png from the log, and training.webp from the grids step_*.png."""
+    def plot(self) -> None:
+        """Write losses.png from the log."""
         plot_log(self.folder / "losses.png", self.entries())
-        write_animation(self.folder / "training.webp", self.grids())
         if self.writer:
             self.writer.flush()
+
+    def animate(self) -> None:
+        """Write training.webp from the grids step_*.png."""
+        write_animation(self.folder / "training.webp", self.grids())
 
 
 def _json_line(entry: Mapping[str, float]) -> str:

@@ -26,7 +26,7 @@ from checkpoint import CheckpointError
 from dataset import batches, load, parse_size, random_at, to_image, to_tensor
 from models import Discriminator, Generator, draw, draw_latents, sample_latents
 from pictures import NAMED_SETS
-from record import Record, find_run, prune
+from record import Record, find_run, prune, set_aside
 from utils import (
     SettingsError,
     check_settings,
@@ -40,6 +40,7 @@ from utils import (
 )
 
 METRICS = ("loss_d", "loss_g", "d_real", "d_fake")  # what train_step gives
+FEW_STEPS = 500  # digits were readable after 280 steps, the eyes of cats after 600
 GRID_SEEDS = range(64)  # the latents of every sample grid, those that generate.py draws by default
 
 
@@ -116,7 +117,7 @@ class Config:
     )
     keep: int = setting("files", 5, "numbered checkpoints to keep", minimum=1, may_change=True)
     sample_every: int = setting(
-        "files", 500, "steps between sample grids", minimum=1, may_change=True
+        "files", 500, "steps between sample grids, beside every epoch's", minimum=1, may_change=True
     )
     log_every: int = setting("files", 10, "steps between log lines", minimum=1, may_change=True)
     tensorboard: bool = setting("files", False, "log to TensorBoard too", may_change=True)
@@ -287,6 +288,8 @@ def train(config: Config) -> Path:
         warn(f"only {count} pictures: the batch is {batch_size}, not {config.batch_size}")
     steps_per_epoch = count // batch_size
     total = config.steps or config.epochs * steps_per_epoch
+    if config.steps is None and total < FEW_STEPS:
+        warn(f"{total} steps are few to learn from; raise --epochs, or lower --batch_size")
 
     players, start = make_players(config, device), 0
     if saved:
@@ -307,6 +310,9 @@ def train(config: Config) -> Path:
         f"steps: {start:,} to {total:,}, {steps_per_epoch:,} an epoch, {batch_size} pictures each\n"
         f"writing to: {folder}, {sample_folder}"
     )
+    if not (folder / "last.pth").exists():
+        set_aside(folder)
+        set_aside(sample_folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_settings(folder / "settings.txt", config)
     record = Record(sample_folder, start, config.tensorboard)
@@ -346,9 +352,10 @@ def train(config: Config) -> Path:
         if within == 0 and epoch % config.save_every == 0:
             checkpoint.save(folder / f"epoch_{epoch:04d}.pth", contents)
             prune(folder, config.keep)
-            record.summarise()
+            record.plot()
     bar.close()
-    record.summarise()
+    record.plot()
+    record.animate()
     return folder / "last.pth"
 
 

@@ -43,3 +43,6 @@ def test_nothing_runs_at_import(module):
     for node in body:
         guard = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
         assert guard or isinstance(node, definitions), f"{module}.py line {node.lineno}"
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            calls = {ast.unparse(n.func) for n in ast.walk(node) if isinstance(n, ast.Call)}
+            assert calls <= {"TypeVar", "re.compile", "range", "Loss"}, f"{module}: {calls}"

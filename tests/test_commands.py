@@ -62,6 +62,7 @@ def test_the_readmes_commands_run_in_their_order(clone):
     """Shortened by steps, and by width where a run does not take it from a checkpoint."""
     assert len(commands()) >= 10
     for command in commands():
+        command = [word.replace("epoch_0078", "epoch_0003") for word in command]
         if "train.py" in command:
             going_on = "--resume" in command or any(word.startswith("@") for word in command)
             command = command + (["--steps", "6"] if going_on else [*SMALL, "--save_every", "1"])
@@ -161,8 +162,7 @@ def test_a_mistake_is_one_line_with_status_2_and_writes_nothing(script, tmp_path
         archive.writestr("notes.txt", "no checkpoint either")
     before = sorted(tmp_path.rglob("*"))
     status, _, said = script(*command.split())
-    said = [line for line in said.splitlines() if not line.startswith("Warning: only 3 pictures")]
-    assert status == 2 and len(said) == 1 and says in said[0], said
+    assert status == 2 and len(said.splitlines()) == 1 and says in said, said
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -345,7 +345,7 @@ def test_the_doctor_reports_and_writes_a_contact_sheet(pictures, tmp_path):
     command = [sys.executable, ROOT / "dataset.py", pictures, "--output", sheet]
     command += ["--image_size", "16"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for words in ("pictures: 22", "3 channels", "20x24 (21)", "30x30 (1)", "RGB (21)", "L (1)",
+    for words in ("pictures: 22", "3 channels", "24x20 (21)", "30x30 (1)", "RGB (21)", "L (1)",
                   "bad.png: not a picture", "5 levels: 1\n    zz.png of 0002.png"):  # fmt: skip
         assert words in said
     assert Image.open(sheet).size == (5 * 18 + 2, 5 * 18 + 2)

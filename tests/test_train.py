@@ -209,6 +209,26 @@ def test_a_run_is_never_overwritten(small):
     assert last.read_bytes() == kept
 
 
+def test_what_an_earlier_run_left_is_set_aside_and_not_lost(small, tmp_path, capsys):
+    last = train(Config(**small, save_every=1))
+    samples = tmp_path / "samples" / "pictures"
+    kept = {path.name: path.read_bytes() for path in samples.iterdir()}
+    train(Config(**{**small, "checkpoint_dir": str(tmp_path / "other")}, steps=1))
+    aside = {path.name: path.read_bytes() for path in (tmp_path / "samples/pictures.1").iterdir()}
+    assert aside == kept and "pictures.1" in capsys.readouterr().out
+    last.unlink()
+    train(Config(**small, steps=1))
+    names = {path.name for path in (tmp_path / "checkpoints" / "pictures.1").iterdir()}
+    assert {"epoch_0001.pth", "epoch_0002.pth"} <= names
+
+
+def test_few_steps_are_warned_of(small, capsys):
+    train(Config(**small, name="few"))
+    assert "10 steps are few" in capsys.readouterr().err
+    train(Config(**small, name="chosen", steps=10))
+    assert "few" not in capsys.readouterr().err
+
+
 def test_resume_with_nothing_saved_starts_anew_and_says_so(small, capsys):
     assert checkpoint.load(train(Config(**small, steps=1, resume="last")))["step"] == 1
     assert "starting anew" in capsys.readouterr().out
