@@ -11,19 +11,18 @@ from __future__ import annotations
 import importlib.util
 import re
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
 from checkpoint import CheckpointError
 from dataset import batches, load, parse_size, random_at, to_image, to_tensor
+from losses import LOSSES, Loss
 from models import Discriminator, Generator, draw, draw_latents, sample_latents
 from pictures import NAMED_SETS
 from record import Record, find_run, prune, set_aside
@@ -136,60 +135,6 @@ class Config:
         check_settings(self)
         if self.name is not None and not re.fullmatch(r"[^/\\:]{0,99}[^/\\:.]", self.name):
             raise SettingsError(f"--name {self.name}: must be the name of a folder, not a path")
-
-
-# The losses --------------------------------------------------------------------------------------
-
-
-class Loss(NamedTuple):
-    """What each player minimises, from logits (N,); `output` is what is reported as D's output."""
-
-    discriminator: Callable[[Tensor, Tensor], Tensor]  # of logit_real, logit_fake
-    generator: Callable[[Tensor], Tensor]  # of logit_fake
-    output: Callable[[Tensor], Tensor]
-
-
-def bce_discriminator(logit_real: Tensor, logit_fake: Tensor) -> Tensor:
-    """-log D(x) - log(1 - D(G(z))), where D is the sigmoid of its logit."""
-    return F.softplus(-logit_real).mean() + F.softplus(logit_fake).mean()
-
-
-def bce_generator(logit_fake: Tensor) -> Tensor:
-    """-log D(G(z)): non-saturating, so that it learns most while it loses (Goodfellow 2014)."""
-    return F.softplus(-logit_fake).mean()
-
-
-def minimax_generator(logit_fake: Tensor) -> Tensor:
-    """log(1 - D(G(z))): the game as it is derived; saturates while the generator loses."""
-    return -F.softplus(logit_fake).mean()
-
-
-def lsgan_discriminator(logit_real: Tensor, logit_fake: Tensor) -> Tensor:
-    """Least squares with targets 1 and 0 (Mao et al. 2017, eq. 2)."""
-    return ((logit_real - 1).square().mean() + logit_fake.square().mean()) / 2
-
-
-def lsgan_generator(logit_fake: Tensor) -> Tensor:
-    """Least squares with target 1."""
-    return (logit_fake - 1).square().mean() / 2
-
-
-def hinge_discriminator(logit_real: Tensor, logit_fake: Tensor) -> Tensor:
-    """max(0, 1 - D(x)) + max(0, 1 + D(G(z))) (Lim and Ye 2017)."""
-    return F.relu(1 - logit_real).mean() + F.relu(1 + logit_fake).mean()
-
-
-def hinge_generator(logit_fake: Tensor) -> Tensor:
-    """-D(G(z))."""
-    return -logit_fake.mean()
-
-
-LOSSES = {
-    "bce": Loss(bce_discriminator, bce_generator, torch.sigmoid),
-    "minimax": Loss(bce_discriminator, minimax_generator, torch.sigmoid),
-    "lsgan": Loss(lsgan_discriminator, lsgan_generator, lambda logit: logit),
-    "hinge": Loss(hinge_discriminator, hinge_generator, lambda logit: logit),
-}
 
 
 # The game ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ MAY_IMPORT = {
     "checkpoint": set(),
     "pictures": set(),
     "dataset": {"pictures"},
+    "losses": set(),
     "models": {"checkpoint"},
     "utils": {"dataset"},
     "record": {"checkpoint", "dataset", "pictures"},
