@@ -11,8 +11,9 @@ import itertools
 import math
 import re
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from pictures import NAMED_SETS, DataError, Pictures, read
+from cache import Cached, open_cached
+from sources import NAMED_SETS, DataError, Found, default_size, find
+
+CPU = torch.device("cpu")
 
 
 def to_tensor(images: np.ndarray | Tensor) -> Tensor:
     """Turn images (N, H, W, C) of 0..255 into a float32 tensor (N, C, H, W) in [-1, 1]."""
-    return torch.as_tensor(images).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
+    return torch.as_tensor(images).permute(0, 3, 1, 2).div(127.5).sub_(1)
 
 
 def to_image(x: Tensor) -> np.ndarray:
@@ -45,12 +49,7 @@ def make_grid(images: np.ndarray) -> Image.Image:
     for i, image in enumerate(images):
         top, left = i // columns * (height + 2) + 2, i % columns * (width + 2) + 2
         grid[top : top + height, left : left + width] = image
-    return to_picture(grid)
-
-
-def to_picture(image: np.ndarray) -> Image.Image:
-    """Turn an image (H, W, C) uint8 into a picture that Pillow saves."""
-    return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+    return Image.fromarray(grid.squeeze(2) if channels == 1 else grid)
 
 
 def random_at(seed: int, purpose: str, position: int) -> np.random.Generator:
@@ -62,23 +61,62 @@ def random_at(seed: int, purpose: str, position: int) -> np.random.Generator:
 
 
 def batches(
-    images: np.ndarray, batch_size: int, seed: int, first_step: int = 0, mirror: bool = False
+    images: np.ndarray,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    mirror: bool = False,
+    part: slice = slice(None),
+    device: torch.device = CPU,
 ) -> Iterator[Tensor]:
     """Yield the uint8 batch (batch_size, H, W, C) of every step from `first_step` on, for ever.
 
     Each epoch is a new permutation, its incomplete last batch dropped. With `mirror`, each
-    picture is flipped left to right with probability 1/2.
+    picture is flipped left to right with probability 1/2. Of each batch only `part` is read.
+
+    On a GPU with room for all images (N, H, W, C), they lie there, and a batch is an index.
+    Otherwise a thread reads ahead of the steps.
     """
-    steps_per_epoch = len(images) // batch_size
+    order = _order(len(images), batch_size, seed, first_step, part)
+    if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+        resident = torch.from_numpy(images).to(device)
+        stream = (resident.index_select(0, torch.from_numpy(rows).to(device)) for rows in order)
+    else:
+        stream = _read_ahead((torch.from_numpy(images[rows]) for rows in order), device)
+    for step, batch in enumerate(stream, first_step):
+        if mirror:
+            flipped = random_at(seed, "mirror", step).random(batch_size)[part] < 0.5
+            flipped = torch.from_numpy(flipped).to(device).view(-1, 1, 1, 1)
+            batch = torch.where(flipped, batch.flip(2), batch)
+        yield batch
+
+
+def _order(
+    count: int, batch_size: int, seed: int, first_step: int, part: slice
+) -> Iterator[np.ndarray]:
+    """Yield the rows of each step's batch among `count` pictures."""
+    steps_per_epoch = count // batch_size
     for step in itertools.count(first_step):
         epoch, index = divmod(step, steps_per_epoch)
         if index == 0 or step == first_step:
-            order = random_at(seed, "order", epoch).permutation(len(images))
-        batch = images[order[index * batch_size : (index + 1) * batch_size]]
-        if mirror:
-            flipped = random_at(seed, "mirror", step).random(batch_size) < 0.5
-            batch[flipped] = batch[flipped, :, ::-1]
-        yield torch.from_numpy(batch)
+            order = random_at(seed, "order", epoch).permutation(count)
+        yield order[index * batch_size : (index + 1) * batch_size][part]
+
+
+def _read_ahead(stream: Iterator[Tensor], device: torch.device, ahead: int = 2) -> Iterator[Tensor]:
+    """Yield an endless stream's tensors on `device`, read and copied while the caller computes."""
+
+    def read() -> Tensor:
+        batch = next(stream)
+        # Pinned memory is what a GPU copies from by itself, without waiting for the host.
+        return batch.pin_memory() if device.type == "cuda" else batch
+
+    with ThreadPoolExecutor(1) as thread:
+        pending = deque(thread.submit(read) for _ in range(ahead))
+        while True:
+            batch = pending.popleft().result()
+            pending.append(thread.submit(read))
+            yield batch.to(device, non_blocking=True)
 
 
 def parse_size(text: str | int) -> tuple[int, int]:
@@ -104,29 +142,39 @@ def load(
     image_size: tuple[int, int] | None = None,
     channels: int | None = None,
     download_dir: str = "data",
+    cache_dir: str = "cache",
 ) -> np.ndarray:
-    """Read all pictures of `data` into one uint8 array (N, H, W, C) and report what was skipped.
+    """Give all pictures of `data` as one uint8 array (N, H, W, C), and report what was skipped.
+
+    The array is mapped from a file in `cache_dir`, read-only, which is made the first time.
 
     Args:
         data: a folder, searched with its subfolders; a .zip of one; or one of `NAMED_SETS`. A
             path that exists wins over a name.
         image_size: (height, width) in pixels; None takes the set's own, 64x64 for files.
-        channels: 1, 3 or 4; None finds them, see `read`.
+        channels: 1, 3 or 4; None finds them, see `cache.open_cached`.
         download_dir: where torchvision's sets are, or are downloaded to.
+        cache_dir: where the arrays of all data sets are kept.
 
     Raises:
         DataError: no such data, no pictures in it, or more than half of them unreadable.
     """
-    pictures = read(data, image_size, channels, download_dir)
-    if pictures.skipped:
-        share = f"{len(pictures.skipped):,} of {len(pictures.skipped) + len(pictures.names):,}"
-        which = "; ".join(f"{name} ({reason})" for name, reason in pictures.skipped[:5])
-        if len(pictures.skipped) > 5:
+    found, size = find(data, download_dir), image_size or default_size(data)
+    images, _, _, skipped = open_cached(found, size, channels, cache_dir, run_name(data))
+    if skipped:
+        share = f"{len(skipped):,} of {len(skipped) + len(images):,}"
+        which = "; ".join(f"{printable(name)} ({reason})" for name, reason in skipped[:5])
+        if len(skipped) > 5:
             which += f"; python dataset.py {data} lists all"
-        if len(pictures.skipped) > len(pictures.names):
+        if len(skipped) > len(images):
             raise DataError(f"--data {data}: {share} pictures can't be read: {which}")
         print(f"Skipped {share} pictures that can't be read: {which}", file=sys.stderr)
-    return pictures.images
+    return images
+
+
+def printable(name: str) -> str:
+    """Give a file's name as it can stand in one line of a report."""
+    return name if name.isprintable() else repr(name)
 
 
 # The data doctor ---------------------------------------------------------------------------------
@@ -172,18 +220,18 @@ def _chunks(rows: np.ndarray) -> list[np.ndarray]:
     return np.array_split(rows, -(-len(rows) // 256))
 
 
-def examine(pictures: Pictures, contact_sheet: Path) -> str:
+def examine(found: Found, cached: Cached, contact_sheet: Path) -> str:
     """Write a sheet of up to 64 of the pictures, spread over them all, and report on the set."""
-    images, names = pictures.images, pictures.names
+    images, skipped = cached.images, dict(cached.skipped)
+    names = [printable(name) for name in found.names if name not in skipped]
     lines = [f"pictures: {len(images):,}"]
     if names:
         spread = images[np.linspace(0, len(images) - 1, min(len(images), 64)).round().astype(int)]
-        contact_sheet.parent.mkdir(parents=True, exist_ok=True)
         make_grid(spread).save(contact_sheet)
         height, width, channels = images.shape[1:]
         lines += [
-            "height x width: " + _counted(Counter(f"{h}x{w}" for w, h in pictures.sizes)),
-            "stored as: " + _counted(Counter(pictures.modes)),
+            "height x width: " + _counted(Counter(cached.sizes)),
+            "stored as: " + _counted(Counter(cached.modes)),
             f"the network will see: {height}x{width}, {channels} channels, as in {contact_sheet}",
         ]
         for kind, pairs in (
@@ -193,8 +241,8 @@ def examine(pictures: Pictures, contact_sheet: Path) -> str:
             lines.append(f"{kind} of an earlier picture, within {ALIKE:g} levels: {len(pairs):,}")
             lines += [f"    {names[j]} of {names[i]}" for i, j in pairs[:10]]
             lines += [f"    and {len(pairs) - 10:,} more"] * (len(pairs) > 10)
-    lines.append(f"can't be read: {len(pictures.skipped):,}")
-    lines += [f"    {name}: {reason}" for name, reason in pictures.skipped]
+    lines.append(f"can't be read: {len(skipped):,}")
+    lines += [f"    {printable(name)}: {reason}" for name, reason in skipped.items()]
     return "\n".join(lines)
 
 
@@ -210,6 +258,7 @@ def main() -> None:
     parser.add_argument("--image_size", metavar="64|64x96", help="(default: 64, or the set's own)")
     parser.add_argument("--channels", type=int, choices=(1, 3, 4), help="(default: found)")
     parser.add_argument("--download_dir", default="data", help="of named sets (default: data)")
+    parser.add_argument("--cache_dir", default="cache", help="of decoded pictures (default: cache)")
     parser.add_argument("--output", metavar="PNG", help="the contact sheet (default: in samples)")
     parser.error = lambda message: parser.exit(2, f"dataset.py: {message}\n")
     flags = parser.parse_args()
@@ -218,7 +267,11 @@ def main() -> None:
         parser.error(f"--output {output}: must be a .png file")
     try:
         size = parse_size(flags.image_size) if flags.image_size else None
-        print(examine(read(flags.data, size, flags.channels, flags.download_dir), output))
+        found, size = find(flags.data, flags.download_dir), size or default_size(flags.data)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        name = run_name(flags.data)
+        cached = open_cached(found, size, flags.channels, flags.cache_dir, name)
+        print(examine(found, cached, output))
     except DataError as error:
         parser.error(str(error))
     except OSError as error:

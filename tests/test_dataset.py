@@ -10,15 +10,16 @@ import torch
 from PIL import Image
 
 import dataset
+from cache import open_cached
 from dataset import (
     batches,
     examine,
     find_alike,
     make_grid,
-    read,
     to_image,
     to_tensor,
 )
+from sources import find
 
 ROOT = Path(__file__).parent.parent
 
@@ -112,7 +113,9 @@ def test_the_doctor_reports_and_writes_a_contact_sheet(pictures, tmp_path):
 def test_the_doctor_reports_where_training_would_refuse(tmp_path):
     for i in range(3):
         (tmp_path / f"bad\n{i}.png").write_bytes(b"")
-    assert examine(read(str(tmp_path)), tmp_path / "sheet.png").splitlines() == [
+    found = find(str(tmp_path))
+    cached = open_cached(found, (8, 8), None, str(tmp_path / "cache"), "bad")
+    assert examine(found, cached, tmp_path / "sheet.png").splitlines() == [
         "pictures: 0",
         "can't be read: 3",
         *(f"    'bad\\n{i}.png': not a picture, or a broken one" for i in range(3)),

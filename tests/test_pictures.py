@@ -12,7 +12,9 @@ import pytest
 from conftest import write_mnist, write_pictures
 from PIL import Image
 
-from dataset import DataError, load, read
+from cache import open_cached
+from dataset import load
+from sources import DataError, find
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,10 +29,9 @@ def test_flat_nested_and_class_folders_in_order_whatever_the_suffix_case(tmp_pat
     (folder / "notes.txt").write_text("no picture")
     write_pictures(folder / ".hidden", 1)
     names = ["0000.JPG", "0001.JPG", "a/0003.jpeg", "b/deep/0002.PnG"]
-    pictures = read(str(folder))
-    assert [Path(name).as_posix() for name in pictures.names] == names
-    assert pictures.images.shape == (4, 64, 64, 3) and pictures.images.dtype == np.uint8
-    assert not pictures.skipped
+    assert [Path(name).as_posix() for name in find(str(folder)).names] == names
+    images = load(str(folder))
+    assert images.shape == (4, 64, 64, 3) and images.dtype == np.uint8
 
 
 def test_an_archive_holds_what_its_folder_does(tmp_path):
@@ -212,7 +213,7 @@ def test_what_is_named_like_a_picture_but_is_no_file_is_left_alone(pictures):
 
 def test_a_decompression_bomb_is_skipped(pictures):
     Image.new("1", (20_000, 10_000)).save(pictures / "bomb.png")
-    skipped = read(str(pictures)).skipped
+    skipped = open_cached(find(str(pictures)), (8, 8), None, "cache", "bomb").skipped
     assert [name for name, _ in skipped] == ["bomb.png"] and "pixels" in skipped[0][1]
 
 

@@ -1,0 +1,211 @@
+"""Where pictures are: found in folders, archives and named sets, and opened one at a time.
+
+Free of torch, as pictures.py is.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+# The sets that --data knows by name, with the side in pixels that they train at.
+NAMED_SETS = {
+    "digits": 32,
+    "mnist": 28,
+    "fashion_mnist": 28,
+    "cifar10": 32,
+    "svhn": 32,
+    "celeba": 64,
+}
+DEFAULT_IMAGE_SIZE = 64
+
+# What counts as a picture by its name.
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
+            ".pgm", ".pbm", ".avif", ".jp2"}  # fmt: skip
+
+# The decoders that may open a file, whatever its suffix. Not EPS or PDF, which run programs.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
+
+
+class DataError(ValueError):
+    """Data that cannot be trained on; the message is one line that says what to do."""
+
+
+class Found(NamedTuple):
+    """Where the pictures of a data set are."""
+
+    names: Sequence[str]  # in the order of the data set
+    open: Callable[[str], Image.Image]  # opens one by its name
+    stamp: str  # a digest of what they are: it changes when a file is added, replaced or removed
+    unreadable: list[tuple[str, str]]  # folders that can't be opened, and why
+    in_memory: bool = False
+
+
+def find(data: str, download_dir: str = "data") -> Found:
+    """Find the pictures of a folder and its subfolders, of a .zip, or of one of `NAMED_SETS`.
+
+    A path that exists wins over a name.
+
+    Raises:
+        DataError: no such data, no pictures in it, or it can't be downloaded to `download_dir`.
+    """
+    path = Path(data)
+    if path.is_dir():
+        found = _find_files(path)
+    elif path.is_file():
+        found = _find_members(path)
+    elif data in NAMED_SETS:
+        found = _find_named(data, download_dir)
+    else:
+        names = ", ".join(NAMED_SETS)
+        raise DataError(f"--data {data}: no such folder or .zip file, nor one of the sets {names}")
+    if len(found.names) == 0:
+        listed = " ".join(sorted(SUFFIXES))
+        raise DataError(f"--data {data}: no pictures in it or its subfolders ({listed})")
+    return found
+
+
+def default_size(data: str) -> tuple[int, int]:
+    """Give the (height, width) in pixels that `data` trains at unless one is asked for."""
+    named = data in NAMED_SETS and not Path(data).exists()
+    return (NAMED_SETS[data] if named else DEFAULT_IMAGE_SIZE,) * 2
+
+
+def _find_files(folder: Path) -> Found:
+    names, unreadable, stamp = [], [], hashlib.sha256()
+    for name, status in _walk(folder, "", set(), unreadable):
+        names.append(name)
+        stamp.update(b"%b\0%d\0%d\0" % (os.fsencode(name), status.st_size, status.st_mtime_ns))
+    return Found(names, functools.partial(_open_file, str(folder)), stamp.hexdigest(), unreadable)
+
+
+def _walk(
+    folder: Path | str,
+    prefix: str,
+    visited: set[tuple[int, int]],
+    unreadable: list[tuple[str, str]],
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the name under `folder` and the status of each picture, in the order of the names."""
+    try:
+        status = os.stat(folder)
+        with os.scandir(folder) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+    except OSError as error:
+        unreadable.append((str(error.filename), str(error.strerror)))
+        return
+    if (status.st_dev, status.st_ino) in visited:  # a link back: a circle, or a second way in
+        return
+    visited.add((status.st_dev, status.st_ino))
+    for entry in entries:
+        if _is_hidden(entry.name):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, prefix + entry.name + os.sep, visited, unreadable)
+        elif _has_suffix(entry.name) and entry.is_file():
+            yield prefix + entry.name, entry.stat()
+
+
+def _find_members(archive: Path) -> Found:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = {info.filename for info in opened.infolist() if not info.is_dir()}
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
+        raise DataError(f"--data {archive}: neither a folder nor a .zip that can be read") from None
+    names = sorted(filter(_is_picture, members), key=lambda name: name.split("/"))
+    status = os.stat(archive)
+    stamp = hashlib.sha256(b"%d\0%d" % (status.st_size, status.st_mtime_ns)).hexdigest()
+    return Found(names, functools.partial(_open_member, str(archive)), stamp, [])
+
+
+def _is_picture(member: str) -> bool:
+    *folders, name = member.replace("\\", "/").split("/")
+    return _has_suffix(name) and not any(map(_is_hidden, [*folders, name]))
+
+
+def _is_hidden(name: str) -> bool:
+    """Tell a hidden file or folder, or what macOS adds to archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _has_suffix(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _find_named(name: str, download_dir: str) -> Found:
+    # Imported here, as either takes longer than all else that a script starts with.
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        return _from_array(name, (load_digits().images * (255 / 16)).round().astype(np.uint8))
+
+    from torchvision import datasets
+
+    folder = Path(download_dir) / "celeba" / "img_align_celeba"
+    if name == "celeba" and folder.is_dir():
+        return _find_files(folder)
+    kinds = {
+        "mnist": datasets.MNIST,
+        "fashion_mnist": datasets.FashionMNIST,
+        "cifar10": datasets.CIFAR10,
+        "svhn": datasets.SVHN,
+        "celeba": datasets.CelebA,
+    }
+    try:
+        opened = kinds[name](download_dir, download=True)  # the training part, but for CelebA
+    except Exception as error:  # no network, no mirror, no disk, no gdown: each its own class
+        reason = str(error).strip().split("\n")[0]
+        raise DataError(
+            f"--data {name}: not in --download_dir {download_dir}, and downloading it failed "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+    if name == "celeba":
+        return _find_files(folder)
+    array = np.asarray(opened.data)
+    if name == "svhn":
+        array = array.transpose(0, 2, 3, 1)  # stored as (N, C, H, W)
+    return _from_array(name, array)
+
+
+def _from_array(name: str, array: np.ndarray) -> Found:
+    names = [f"{name} {i}" for i in range(len(array))]
+    stamp = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return Found(names, functools.partial(_open_row, array), stamp, [], in_memory=True)
+
+
+# Opening -----------------------------------------------------------------------------------------
+
+
+def _open_file(folder: str, name: str) -> Image.Image:
+    """Open a file; Pillow refuses a picture of more than 179 million pixels by itself."""
+    return Image.open(os.path.join(folder, name), formats=_formats())
+
+
+def _open_member(archive: str, name: str) -> Image.Image:
+    opened = _archive(archive, os.stat(archive).st_mtime_ns, os.getpid())
+    return Image.open(io.BytesIO(opened.read(name)), formats=_formats())
+
+
+def _open_row(array: np.ndarray, name: str) -> Image.Image:
+    return Image.fromarray(array[int(name.split()[-1])])
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Give those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+@functools.lru_cache(maxsize=1)
+def _archive(path: str, modified: int, process: int) -> zipfile.ZipFile:
+    """Keep one archive open in each process: a file position can't be shared with a forked one."""
+    return zipfile.ZipFile(path)
