@@ -6,10 +6,12 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,17 +19,19 @@ from PIL import Image
 
 import checkpoint
 from checkpoint import CheckpointError
+from config import Config
 from dataset import make_grid, run_name
-from pictures import NAMED_SETS, to_channels
+from pictures import to_channels
+from sources import NAMED_SETS
 
-Config = TypeVar("Config")  # train.Config: a script, which a module does not import
+AHEAD = 8  # pieces of work that may wait to be done
 
 
 def find_run(config: Config) -> tuple[Config, dict[str, Any] | None]:
     """Settle a run's name and settings, and read the checkpoint that it goes on from, if any.
 
-    Of `config`, a train.Config, `given` says which settings the user named. The checkpoint comes
-    with its own place as "path".
+    `config.given` says which settings the user named. The checkpoint comes with its own place as
+    "path".
 
     Raises:
         CheckpointError: the run exists and is not resumed, or it was made with other settings.
@@ -78,7 +82,7 @@ def merge(config: Config, stored: dict[str, Any], source: Path) -> Config:
         )
     if "epochs" in given:
         given = {"steps": None, **given}  # the new bound, not the one that the run had
-    return type(config)(**stored | given)
+    return Config(**stored | given)
 
 
 def _same_data(old: str, new: str) -> bool:
@@ -120,11 +124,31 @@ class Record:
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
         self.log_path.write_text("".join(map(_json_line, entries)), encoding="utf-8")
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: deque[Future[None]] = deque()
         self.writer = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # optional
 
             self.writer = SummaryWriter(folder, purge_step=step + 1)
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Wait until all that was put off is written."""
+        with self.thread:
+            while self.pending:
+                self.pending.popleft().result()
+
+    def later(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Do `work` in a thread, after what was put off before it, while training goes on.
+
+        Raises what work put off earlier has raised. Waits if too much is behind.
+        """
+        while self.pending and (self.pending[0].done() or len(self.pending) >= AHEAD):
+            self.pending.popleft().result()
+        self.pending.append(self.thread.submit(work, *arguments))
 
     def entries(self) -> list[dict[str, float]]:
         """Read the log, one JSON object a line, oldest first; a line cut by a crash is left out."""

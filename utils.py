@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from dataset import DataError
+from sources import DataError
 
 Settings = TypeVar("Settings")
 REQUIRED = dataclasses.MISSING
@@ -232,7 +232,9 @@ def pick_device(name: str) -> torch.device:
         SettingsError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # set by torchrun
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
         raise SettingsError(f"--device {name}: must be auto, cpu, cuda, cuda:1, mps or xpu")
     try:
@@ -241,6 +243,22 @@ def pick_device(name: str) -> torch.device:
         reason = re.split(r"\.\s|\n", str(error).strip())[0]
         raise SettingsError(f"--device {name}: not available here ({reason})") from None
     return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """Give fp32 or bf16; "auto" is bf16 where the device computes in it fast.
+
+    Those are GPUs that have it, and CPUs with AMX or AVX512-BF16 instructions: other CPUs take
+    longer in bf16.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        fast = has.get("avx512_bf16", False) or has.get("amx_bf16", False)
+    return "bf16" if fast else "fp32"
 
 
 def check_writable(folder: Path) -> None:

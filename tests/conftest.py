@@ -29,6 +29,12 @@ def write_mnist(folder, count):
     return pixels
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory, monkeypatch):
+    """What a test writes without saying where goes to a folder of its own."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
 @pytest.fixture
 def pictures(tmp_path):
     """A folder of 20 colour pictures."""
@@ -42,4 +48,5 @@ def small(tmp_path, pictures):
         "data": str(pictures), "image_size": 16, "features": 4, "z_dim": 8, "batch_size": 4,
         "epochs": 2, "checkpoint_dir": str(tmp_path / "checkpoints"), "device": "cpu",
         "sample_dir": str(tmp_path / "samples"), "log_every": 1,
+        "cache_dir": str(tmp_path / "cache"),
     }  # fmt: skip

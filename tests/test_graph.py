@@ -1,0 +1,56 @@
+"""The recorded step on a GPU; a machine without one has none to test."""
+
+import pytest
+import torch
+
+from graph import WARM_UP, Graph
+from losses import LOSSES
+from models import draw, sample_latents
+from train import Config, load_players, make_players, train_step
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+DEVICE = torch.device("cuda")
+CONFIG = {"features": 16, "channels": 3, "image_size": 32, "precision": "fp32"}
+
+
+def play(steps, graph, players=None, first=0):
+    """Play steps on batches of their own, and give the players and each step's metrics."""
+    players = players or make_players(Config(**CONFIG), DEVICE)
+
+    def step(real, z):
+        return train_step(players, LOSSES["bce"], real, z)
+
+    step = Graph(step) if graph else step
+    metrics = []
+    for i in range(first, first + steps):
+        torch.manual_seed(i)
+        real = torch.rand(8, 3, 32, 32) * 2 - 1
+        metrics.append(step(real.to(DEVICE), torch.randn(8, 100).to(DEVICE)))
+    return players, torch.stack(metrics)
+
+
+def test_a_recorded_step_is_the_step():
+    torch.backends.cudnn.deterministic = True
+    steps = WARM_UP + 5
+    plain, expected = play(steps, graph=False)
+    recorded, metrics = play(steps, graph=True)
+    torch.testing.assert_close(metrics, expected, rtol=1e-3, atol=1e-4)
+    assert len({tuple(row) for row in metrics.tolist()}) == steps
+    for own, other in zip(plain[:2], recorded[:2], strict=True):
+        torch.testing.assert_close(own.state_dict(), other.state_dict(), rtol=1e-2, atol=1e-3)
+    assert int(recorded.generator.state_dict()["main.1.num_batches_tracked"]) == steps
+
+
+def test_drawing_between_recorded_steps_and_going_on_from_a_cpu(tmp_path):
+    cpu = make_players(Config(**CONFIG), torch.device("cpu"))
+    train_step(cpu, LOSSES["bce"], torch.rand(8, 3, 32, 32), torch.randn(8, 100))
+    states = {name: player.state_dict() for name, player in cpu._asdict().items()}
+    players = make_players(Config(**CONFIG), DEVICE)
+    load_players(players, states)
+    play(WARM_UP + 2, graph=True, players=players)
+    before = draw(players.generator, sample_latents(range(4), 100))
+    play(WARM_UP + 2, graph=True, players=players)
+    assert not torch.equal(before, draw(players.generator, sample_latents(range(4), 100)))
+    states = {name: player.state_dict() for name, player in players._asdict().items()}
+    load_players(cpu, states)
+    train_step(cpu, LOSSES["bce"], torch.rand(8, 3, 32, 32), torch.randn(8, 100))
