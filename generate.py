@@ -9,8 +9,11 @@ A picture depends on its seed alone: seed 5 is the same picture however many are
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -20,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from checkpoint import CheckpointError
-from dataset import make_grid, to_image, to_picture
+from dataset import make_grid, to_image
 from models import DRAW_BATCH, Generator, draw, sample_latents
 from utils import (
     REQUIRED,
@@ -32,6 +35,8 @@ from utils import (
     run_script,
     setting,
 )
+
+MAX_WRITERS = 8  # threads; more would mostly wait for Python's lock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,26 +101,31 @@ def generate(request: Request) -> Path:
     else:
         check_grid(output, count, *generator.image_size)
 
-    images = draw_images(generator, chain.from_iterable(ranges))
-    images = tqdm(images, total=count, unit="picture", disable=None)
-    if request.separate:
-        output.mkdir(parents=True, exist_ok=True)
-        for seed, image in zip(chain.from_iterable(ranges), images, strict=True):
-            to_picture(image).save(output / f"seed_{seed:06d}.png")
-    else:
-        grid = make_grid(np.stack(list(images)))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(output)
+    drawn = draw_batches(generator, chain.from_iterable(ranges))
+    with tqdm(total=count, unit="picture", disable=None) as bar:
+        if request.separate:
+            output.mkdir(parents=True, exist_ok=True)
+            for written in write_files(output, drawn):
+                bar.update(written)
+        else:
+            batches = []
+            for _, images in drawn:
+                batches.append(images)
+                bar.update(len(images))
+            output.parent.mkdir(parents=True, exist_ok=True)
+            make_grid(np.concatenate(batches)).save(output)
     print(f"Wrote {count:,} pictures to {output}")
     return output
 
 
-def draw_images(generator: Generator, seeds: Iterable[int]) -> Iterator[np.ndarray]:
-    """Draw the picture (H, W, C) uint8 of each seed, holding one batch of them at a time."""
+def draw_batches(
+    generator: Generator, seeds: Iterable[int]
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Draw pictures (N, H, W, C) uint8, at most `DRAW_BATCH` at a time, beside their seeds."""
     seeds = iter(seeds)
     while batch := list(islice(seeds, DRAW_BATCH)):
         z = sample_latents(batch, generator.z_dim, generator.z_dist)
-        yield from to_image(draw(generator, z))
+        yield batch, to_image(draw(generator, z))
 
 
 def check_grid(output: Path, count: int, height: int, width: int) -> None:
@@ -131,6 +141,48 @@ def check_folder(output: Path) -> None:
     for path in output.iterdir() if output.is_dir() else ():
         if not re.fullmatch(r"seed_\d{6,}\.png|\..*", path.name):
             raise SettingsError(f"--output {output}: has other files, such as {path.name}")
+
+
+def write_files(folder: Path, drawn: Iterable[tuple[list[int], np.ndarray]]) -> Iterator[int]:
+    """Write batches of seeds and their pictures (N, H, W, C) uint8; yield the N of each one done.
+
+    Threads write while the caller draws, and at most two batches for each of them are held.
+
+    Raises:
+        OSError: naming the file that could not be written.
+    """
+    writers = min(os.cpu_count() or 1, MAX_WRITERS)
+    pending: deque[Future[int]] = deque()
+    with ThreadPoolExecutor(writers) as pool:
+        for seeds, images in drawn:
+            if len(pending) == 2 * writers:
+                yield pending.popleft().result()
+            pending.append(pool.submit(write_batch, folder, seeds, images))
+        for batch in pending:
+            yield batch.result()
+
+
+def write_batch(folder: Path, seeds: list[int], images: np.ndarray) -> int:
+    """Write pictures (N, H, W, C) uint8 to the files of their seeds and give N."""
+    import cv2  # encodes without Python's lock, and three times as fast as Pillow
+
+    # The network's pictures have no repeats to look for, and one filter does for all their rows:
+    # half of the time that the defaults take, for 5 % more bytes.
+    options = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
+    options += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG]
+    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[images.shape[3]]  # it takes blue first
+    for seed, image in zip(seeds, images[..., order], strict=True):
+        path = f"{folder}/seed_{seed:06d}.png"
+        _, encoded = cv2.imencode(".png", image, options)
+        try:
+            with open(path, "wb") as file:
+                file.write(encoded)
+        except OSError as error:
+            if error.filename is None:  # opened, but not filled: a full disk, which names no file
+                os.unlink(path)
+                error.filename = path
+            raise
+    return len(seeds)
 
 
 if __name__ == "__main__":

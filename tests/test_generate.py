@@ -1,6 +1,9 @@
 """Pictures from a checkpoint: each by its seed alone, as a grid or as files."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from PIL import Image
 
 import checkpoint
 from checkpoint import CheckpointError
-from generate import Request, draw_images, generate
+from generate import Request, draw_batches, generate, write_files
 from models import Generator
 from train import Config, train
 from utils import SettingsError
@@ -36,13 +39,18 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def draw_all(path, seeds):
+    batches = draw_batches(Generator.from_checkpoint(path), seeds)
+    return np.concatenate([images for _, images in batches])
+
+
 def test_a_grid_has_the_pictures_of_its_seeds(saved, tmp_path):
     output = generate(
         Request(load_path=saved, num_output=5, output=str(tmp_path / "new" / "a.png"))
     )
     grid = np.asarray(Image.open(output))
     assert grid.shape == (2 * 14 + 2, 3 * 18 + 2)
-    drawn = list(draw_images(Generator.from_checkpoint(saved), range(5)))
+    drawn = draw_all(saved, range(5))
     assert np.array_equal(grid[16:28, 20:36], drawn[4][..., 0])
     assert drawn[4].std() > 10 and not np.array_equal(drawn[3], drawn[4])
 
@@ -59,6 +67,55 @@ def test_a_picture_depends_on_its_seed_alone_byte_for_byte(saved, tmp_path):
     assert some == {
         f"seed_{seed:06d}.png": many[f"seed_{seed:06d}.png"] for seed in (3, 4, 5, 64, 129)
     }
+
+
+def test_pictures_of_many_batches_are_all_there_and_right(saved, tmp_path):
+    request = Request(
+        load_path=saved, num_output=2001, separate=True, output=str(tmp_path / "out"), device="cpu"
+    )
+    folder = generate(request)
+    assert len(list(folder.iterdir())) == 2001
+    for seed, image in enumerate(draw_all(saved, range(2001))):
+        written = np.asarray(Image.open(folder / f"seed_{seed:06d}.png"))
+        assert np.array_equal(written, image[..., 0]), seed
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("kind", ["smooth", "noise", "black"])
+def test_a_file_holds_the_pixels_exactly(tmp_path, channels, kind):
+    y, x = np.mgrid[:9, :70]
+    pixels = {
+        "smooth": x + 3 * y,
+        "noise": np.random.default_rng(0).integers(0, 256, (channels, 9, 70)),
+        "black": 0 * x,
+    }[kind]
+    image = np.moveaxis(np.broadcast_to(pixels, (channels, 9, 70)), 0, -1).astype(np.uint8)
+    assert list(write_files(tmp_path, [([3], image[None])])) == [1]
+    opened = Image.open(tmp_path / "seed_000003.png")
+    assert opened.mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    assert np.array_equal(np.reshape(opened, image.shape), image)
+
+
+def test_a_file_that_cannot_be_written_is_one_line_with_status_2(saved, tmp_path):
+    folder = tmp_path / "out"
+    (folder / "seed_000700.png").mkdir(parents=True)
+    arguments = ["--load_path", saved, "--num_output", "2000", "--separate", "--output", folder]
+    script = Path(__file__).parent.parent / "generate.py"
+    done = subprocess.run(
+        [sys.executable, script, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert len(done.stderr.splitlines()) == 1 and "seed_000700.png" in done.stderr, done.stderr
+    assert len(list(folder.iterdir())) < 2000
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+def test_a_full_disk_is_named_by_its_file_and_leaves_no_broken_picture(saved, tmp_path):
+    broken = tmp_path / "seed_000003.png"
+    broken.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space") as caught:
+        generate(Request(load_path=saved, num_output=5, separate=True, output=str(tmp_path)))
+    assert caught.value.filename == str(broken) and not broken.is_symlink()
 
 
 def test_the_default_is_64_pictures_in_samples(saved, tmp_path, monkeypatch):
