@@ -50,10 +50,14 @@ def clone(tmp_path_factory):
 
 
 def run(command, folder):
-    assert command[0] == "python"
+    programs = {
+        "python": [sys.executable],
+        "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone"],
+    }
     done = subprocess.run(
-        [sys.executable, *command[1:]], cwd=folder, capture_output=True, text=True, timeout=120
-    )
+        [*programs[command[0]], *command[1:]],
+        cwd=folder, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
     return done
 

@@ -1,0 +1,84 @@
+"""Input speed: pictures a second into the step, against ImageFolder and a DataLoader.
+
+    python -m benchmarks.input_pipeline                         on pictures made up for it
+    python -m benchmarks.input_pipeline --data path/to/faces    on a flat folder of one's own
+
+All rows deliver shuffled float batches (N, 3, 64, 64) in [-1, 1], second epoch on. The first is
+the textbook's way: 2 workers decode, resize and convert every picture in every epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import in_turn, machine, table, write_pictures
+from benchmarks.throughput import SIZE, textbook_batches
+from dataset import batches, load, to_tensor
+from utils import pick_device
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table, and how long each takes from the first call to the first batch."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", help="a flat folder of pictures (default: made up)")
+    parser.add_argument("--pictures", type=int, default=4096, help="how many to make up")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of one epoch each")
+    parser.add_argument("--device", default="auto")
+    flags = parser.parse_args(arguments)
+    device = pick_device(flags.device)
+
+    print(machine() + "\n")
+    with tempfile.TemporaryDirectory() as name:
+        folder, cache_dir = Path(name, "classes"), str(Path(name, "cache"))
+        folder.mkdir()
+        if flags.data:
+            (folder / "all").symlink_to(Path(flags.data).resolve())
+        else:
+            write_pictures(folder / "all", flags.pictures)
+
+        def ours(mirror: bool = False) -> Iterator[Tensor]:
+            images = load(str(folder), (SIZE, SIZE), 3, cache_dir=cache_dir)
+            stream = batches(images, flags.batch_size, seed=0, mirror=mirror, device=device)
+            return map(to_tensor, stream)
+
+        def theirs() -> Iterator[Tensor]:
+            return (x.to(device) for x in textbook_batches(folder, flags.batch_size))
+
+        streams = {}
+        for label, start in (
+            ("ImageFolder, DataLoader(2)", theirs),
+            ("ours, first start", ours),
+            ("ours", ours),
+            ("ours, flipped at random", functools.partial(ours, mirror=True)),
+        ):
+            began = time.perf_counter()
+            stream = start()
+            next(stream)
+            print(f"{label}: first batch after {time.perf_counter() - began:.2f} s")
+            streams[label] = stream
+        del streams["ours, first start"]
+        steps = len(load(str(folder), (SIZE, SIZE), 3, cache_dir=cache_dir)) // flags.batch_size
+
+        def epoch(stream: Iterator[Tensor]) -> None:
+            for _ in itertools.islice(stream, steps):
+                pass
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        epochs = {name: functools.partial(epoch, stream) for name, stream in streams.items()}
+        in_turn(epochs, 1)
+        print("\n" + table(in_turn(epochs, flags.repeats), steps * flags.batch_size))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Training speed: our step, and our way from files to steps, against a textbook loop.
+
+    python -m benchmarks.throughput                         on pictures made up for it
+    python -m benchmarks.throughput --data path/to/faces    on a flat folder of one's own
+
+The textbook loop is what DCGAN tutorials write: 32-bit floats, ImageFolder and a DataLoader with
+2 workers, BCELoss on a sigmoid, weight gradients wherever they arise, five `.item()` a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+from benchmarks.common import in_turn, machine, table, write_pictures
+from cache import clear
+from config import Config
+from dataset import batches, load, to_tensor
+from graph import Graph
+from losses import LOSSES
+from models import sample_latents
+from train import make_players, train_step
+from utils import pick_device, pick_precision
+
+Z_DIM = 100
+SIZE = 64
+
+
+class Textbook:
+    """The textbook DCGAN at 64x64."""
+
+    def __init__(self, device: torch.device, features: int) -> None:
+        f, layers = features, []
+        for width, next_width in ((Z_DIM, 8 * f), (8 * f, 4 * f), (4 * f, 2 * f), (2 * f, f)):
+            geometry = (4, 1, 0) if width == Z_DIM else (4, 2, 1)
+            layers += [
+                nn.ConvTranspose2d(width, next_width, *geometry, bias=False),
+                nn.BatchNorm2d(next_width), nn.ReLU(True),
+            ]  # fmt: skip
+        layers += [nn.ConvTranspose2d(f, 3, 4, 2, 1, bias=False), nn.Tanh()]
+        self.generator = nn.Sequential(*layers).to(device)
+
+        layers = [nn.Conv2d(3, f, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]
+        for width in (f, 2 * f, 4 * f):
+            layers += [
+                nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False),
+                nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2, True),
+            ]  # fmt: skip
+        layers += [nn.Conv2d(8 * f, 1, 4, 1, 0, bias=False), nn.Sigmoid()]
+        self.discriminator = nn.Sequential(*layers).to(device)
+
+        self.optimizer_g, self.optimizer_d = (
+            torch.optim.Adam(network.parameters(), lr=0.0002, betas=(0.5, 0.999))
+            for network in (self.generator, self.discriminator)
+        )
+        self.criterion, self.device = nn.BCELoss(), device
+
+    def step(self, pictures: Tensor) -> list[float]:
+        """Play one step on pictures (N, 3, 64, 64) in [-1, 1]."""
+        self.discriminator.zero_grad()
+        real = pictures.to(self.device)
+        label = torch.full((len(real),), 1.0, device=self.device)
+        output = self.discriminator(real).view(-1)
+        error_real = self.criterion(output, label)
+        error_real.backward()
+        d_x = output.mean().item()
+
+        fake = self.generator(torch.randn(len(real), Z_DIM, 1, 1, device=self.device))
+        label.fill_(0.0)
+        output = self.discriminator(fake.detach()).view(-1)
+        error_fake = self.criterion(output, label)
+        error_fake.backward()
+        d_g_z1 = output.mean().item()
+        self.optimizer_d.step()
+
+        self.generator.zero_grad()
+        label.fill_(1.0)
+        output = self.discriminator(fake).view(-1)
+        error_g = self.criterion(output, label)
+        error_g.backward()
+        d_g_z2 = output.mean().item()
+        self.optimizer_g.step()
+        return [(error_real + error_fake).item(), error_g.item(), d_x, d_g_z1, d_g_z2]
+
+
+def textbook_batches(folder: Path, batch_size: int) -> Iterator[Tensor]:
+    """Yield batches (N, 3, 64, 64) in [-1, 1] for ever; `folder` holds a folder per class."""
+    steps = [
+        transforms.Resize(SIZE), transforms.CenterCrop(SIZE), transforms.ToTensor(),
+        transforms.Normalize((0.5,) * 3, (0.5,) * 3),
+    ]  # fmt: skip
+    pictures = datasets.ImageFolder(str(folder), transforms.Compose(steps))
+    loader = DataLoader(pictures, batch_size, shuffle=True, num_workers=2, drop_last=True)
+    while True:
+        for batch, _ in loader:
+            yield batch
+
+
+def our_step(config: Config, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """Give what `train.play` calls on a uint8 batch (N, H, W, C) and latents (N, Z)."""
+    players = make_players(config, device)
+
+    def step(batch: Tensor, z: Tensor) -> Tensor:
+        loss = LOSSES[config.loss]
+        return train_step(players, loss, to_tensor(batch), z, precision=config.precision)
+
+    return Graph(step) if device.type == "cuda" else step
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print two tables: the step alone, and from files to steps."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", help="a flat folder of pictures (default: made up)")
+    parser.add_argument("--pictures", type=int, default=2048, help="how many to make up")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--features", type=int, default=64)
+    parser.add_argument("--steps", type=int, help="a round (default: 3, on a GPU 300)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds")
+    parser.add_argument("--device", default="auto")
+    flags = parser.parse_args(arguments)
+    device = pick_device(flags.device)
+    steps = flags.steps or (300 if device.type == "cuda" else 3)
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+
+    textbook = Textbook(device, flags.features)
+    ours = {
+        precision: our_step(
+            Config(channels=3, image_size=SIZE, features=flags.features, precision=precision),
+            device,
+        )
+        for precision in dict.fromkeys(("fp32", pick_precision("auto", device)))
+    }
+    fastest = list(ours.values())[-1]
+    z = sample_latents(range(flags.batch_size), Z_DIM).to(device)
+
+    def timed(step: Callable[..., object], inputs: Iterable[tuple[Tensor, ...]]) -> None:
+        for values in itertools.islice(inputs, steps):
+            step(*values)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    print(machine() + "\n")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "classes")
+        folder.mkdir()
+        if flags.data:
+            (folder / "all").symlink_to(Path(flags.data).resolve())
+        else:
+            write_pictures(folder / "all", flags.pictures)
+        cache_dir = str(Path(name, "cache"))
+
+        def from_files(empty: bool) -> None:
+            if empty:
+                clear(cache_dir)
+            images = load(str(folder), (SIZE, SIZE), 3, cache_dir=cache_dir)
+            stream = batches(images, flags.batch_size, seed=0, device=device)
+            timed(fastest, ((batch, z) for batch in stream))
+
+        real = next(textbook_batches(folder, flags.batch_size))
+        images = load(str(folder), (SIZE, SIZE), 3, cache_dir=cache_dir)
+        batch = torch.from_numpy(images[: flags.batch_size]).to(device)
+        alone: dict[str, Callable[[], object]] = {
+            "textbook step, fp32": lambda: timed(textbook.step, itertools.repeat((real,))),
+        }
+        for precision, step in ours.items():
+            alone[f"our step, {precision}"] = functools.partial(
+                timed, step, itertools.repeat((batch, z))
+            )
+        whole = {
+            "textbook, from files": lambda: timed(
+                textbook.step, zip(textbook_batches(folder, flags.batch_size), strict=False)
+            ),
+            "ours, first start": lambda: from_files(empty=True),
+            "ours, later starts": lambda: from_files(empty=False),
+        }
+        for contestants in (alone, whole):
+            in_turn(contestants, 2)  # until memory, algorithms and graphs have settled
+            print(table(in_turn(contestants, flags.repeats), steps * flags.batch_size) + "\n")
+
+
+if __name__ == "__main__":
+    main()
