@@ -7,6 +7,7 @@ or not there, and two runs that build the same one end with one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -23,10 +24,10 @@ import PIL
 from PIL import features
 
 from pictures import decode_all, suits
-from sources import DataError, Found
+from sources import DataError, Found, formats
 
 FORMAT = 1  # of the cache, and of how a picture becomes pixels
-ABANDONED = 3600.0  # seconds after which a build that has written nothing is taken for dead
+ABANDONED = 600.0  # seconds after which a build that has written nothing is taken for dead
 SAMPLE = 64  # pictures that tell the channels of all
 
 
@@ -55,12 +56,12 @@ def open_cached(
         DataError: the cache can't be written.
     """
     jpeg = features.version("jpg")
-    made_of = json.dumps([FORMAT, found.stamp, *size, PIL.__version__, jpeg])
+    made_of = json.dumps([FORMAT, found.stamp, *size, PIL.__version__, jpeg, formats()])
     digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
-    stem = f"{name}-{size[0]}x{size[1]}-{digest}"
-    folder = Path(cache_dir, f"{stem}-found")
+    key = f"{size[0]}x{size[1]}-{digest}"
+    folder = _folder(cache_dir, name, f"{key}-found")
     if channels and _channels_of(folder) != channels:  # a resumed run asks for those it found
-        folder = Path(cache_dir, f"{stem}-{channels}")
+        folder = _folder(cache_dir, name, f"{key}-{channels}")
     if not folder.exists():
         try:
             _build(found, size, channels, folder)
@@ -78,6 +79,12 @@ def open_cached(
     return Cached(np.asarray(images), about["modes"], about["sizes"], found.unreadable + skipped)
 
 
+def _folder(cache_dir: str, name: str, key: str) -> Path:
+    """Give the cache with this key, whatever its data were called when it was made."""
+    there = sorted(Path(cache_dir).glob(f"*-{key}"))
+    return there[0] if there else Path(cache_dir, f"{name}-{key}")
+
+
 def _channels_of(folder: Path) -> int | None:
     """Give the channels of a cache's pictures, or None if it is not there."""
     about = folder / "about.json"
@@ -86,25 +93,40 @@ def _channels_of(folder: Path) -> int | None:
 
 def clear(cache_dir: str) -> None:
     """Delete every cache in `cache_dir`, and nothing else that may be there."""
-    for about in Path(cache_dir).glob("*/about.json"):
-        if (about.parent / "pixels").exists():
-            shutil.rmtree(about.parent)
+    for about in Path(cache_dir).glob("*-*/about.json"):
+        with contextlib.suppress(FileNotFoundError):  # another run clears too
+            doomed = _building(about.parent)
+            os.rename(about.parent, doomed)  # so that nothing half deleted is taken for whole
+            shutil.rmtree(doomed, ignore_errors=True)
+    _sweep(Path(cache_dir))
+
+
+def _building(folder: Path) -> Path:
+    """Give a name under which `folder` may be incomplete."""
+    return folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.building")
+
+
+def _sweep(cache_dir: Path) -> None:
+    """Delete what builds that were killed have left."""
+    for left in cache_dir.glob("*.building"):
+        with contextlib.suppress(FileNotFoundError):  # that build has just ended
+            changed = max(path.stat().st_mtime for path in (left, *left.iterdir()))
+            if time.time() - changed > ABANDONED:
+                shutil.rmtree(left)
 
 
 def _build(found: Found, size: tuple[int, int], channels: int | None, folder: Path) -> None:
     """Decode into a folder beside `folder`, and give it that name when all is on the disk."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob("*.building"):
-        if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > ABANDONED:
-            shutil.rmtree(left)
-    needed = len(found.names) * size[0] * size[1] * (channels or 3)
+    _sweep(folder.parent)
+    wanted = channels or suits(_sampled_channels(found, size))
+    needed = len(found.names) * size[0] * size[1] * wanted
     if needed > shutil.disk_usage(folder.parent).free:
         reason = f"{needed / 1e9:,.1f} GB are needed, which are not free"
         raise OSError(errno.ENOSPC, reason, str(folder.parent))
-    building = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.building")
+    building = _building(folder)
     building.mkdir()
     try:
-        wanted = channels or suits(_sampled_channels(found, size))
         stored = _write(building, found, size, wanted)
         if channels is None and stored and suits(stored) != wanted:  # the sample misled
             _write(building, found, size, suits(stored))

@@ -42,7 +42,9 @@ class Config:
     )
     max_features: int = setting("networks", 1024, "upper bound of any map's channels", minimum=1)
     norm: str = setting("networks", "batch", "normalisation (sec. 3)", choices=("batch", "none"))
-    sync_bn: bool = setting("networks", False, "batch norm over all GPUs' pictures, not each one's")
+    sync_bn: bool = setting(
+        "networks", False, "batch norm over all GPUs' pictures, not each one's", may_change=True
+    )
     activation: str = setting(
         "networks", "relu", "of the generator (sec. 3)", choices=("relu", "leaky_relu")
     )

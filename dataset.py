@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cache import Cached, open_cached
+from cache import Cached, clear, open_cached
 from sources import NAMED_SETS, DataError, Found, default_size, find
 
 CPU = torch.device("cpu")
@@ -80,13 +80,15 @@ def batches(
     order = _order(len(images), batch_size, seed, first_step, part)
     if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         resident = torch.from_numpy(images).to(device)
-        stream = (resident.index_select(0, torch.from_numpy(rows).to(device)) for rows in order)
+        stream = (
+            resident.index_select(0, to_device(torch.from_numpy(rows), device)) for rows in order
+        )
     else:
         stream = _read_ahead((torch.from_numpy(images[rows]) for rows in order), device)
     for step, batch in enumerate(stream, first_step):
         if mirror:
             flipped = random_at(seed, "mirror", step).random(batch_size)[part] < 0.5
-            flipped = torch.from_numpy(flipped).to(device).view(-1, 1, 1, 1)
+            flipped = to_device(torch.from_numpy(flipped), device).view(-1, 1, 1, 1)
             batch = torch.where(flipped, batch.flip(2), batch)
         yield batch
 
@@ -107,9 +109,7 @@ def _read_ahead(stream: Iterator[Tensor], device: torch.device, ahead: int = 2) 
     """Yield an endless stream's tensors on `device`, read and copied while the caller computes."""
 
     def read() -> Tensor:
-        batch = next(stream)
-        # Pinned memory is what a GPU copies from by itself, without waiting for the host.
-        return batch.pin_memory() if device.type == "cuda" else batch
+        return _pinned(next(stream), device)
 
     with ThreadPoolExecutor(1) as thread:
         pending = deque(thread.submit(read) for _ in range(ahead))
@@ -117,6 +117,16 @@ def _read_ahead(stream: Iterator[Tensor], device: torch.device, ahead: int = 2) 
             batch = pending.popleft().result()
             pending.append(thread.submit(read))
             yield batch.to(device, non_blocking=True)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the CPU to `device` without waiting for it."""
+    return _pinned(tensor, device).to(device, non_blocking=True)
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """Put a tensor where a GPU copies from by itself, while the host goes on."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def parse_size(text: str | int) -> tuple[int, int]:
@@ -143,6 +153,7 @@ def load(
     channels: int | None = None,
     download_dir: str = "data",
     cache_dir: str = "cache",
+    clear_cache: bool = False,
 ) -> np.ndarray:
     """Give all pictures of `data` as one uint8 array (N, H, W, C), and report what was skipped.
 
@@ -155,11 +166,14 @@ def load(
         channels: 1, 3 or 4; None finds them, see `cache.open_cached`.
         download_dir: where torchvision's sets are, or are downloaded to.
         cache_dir: where the arrays of all data sets are kept.
+        clear_cache: delete all of those first.
 
     Raises:
         DataError: no such data, no pictures in it, or more than half of them unreadable.
     """
     found, size = find(data, download_dir), image_size or default_size(data)
+    if clear_cache:
+        clear(cache_dir)
     images, _, _, skipped = open_cached(found, size, channels, cache_dir, run_name(data))
     if skipped:
         share = f"{len(skipped):,} of {len(skipped) + len(images):,}"

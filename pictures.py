@@ -41,7 +41,7 @@ def decode_all(
 ) -> Iterator[tuple[str, Decoded]]:
     """Yield the name and the decoding of every picture, in order, showing the progress.
 
-    Works in as many processes as pay, and holds a few hundred pictures however many there are.
+    Works in as many processes as pay, and holds a few chunks of pictures however many there are.
     """
     decode = functools.partial(_decode_all, found.open, size, channels)
     bar = tqdm(
@@ -68,7 +68,7 @@ def _in_processes(call: Callable, items: Iterable, files: int) -> Iterator:
     with ProcessPoolExecutor(processes) as pool:
         for item in items:
             pending.append(pool.submit(call, item))
-            if len(pending) > 4 * processes:
+            if len(pending) > processes + 2:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

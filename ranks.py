@@ -10,23 +10,29 @@ import inspect
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-PATIENCE = timedelta(hours=3)  # ranks wait that long for each other, as while one reads pictures
+PATIENCE = timedelta(hours=3)  # how long ranks wait while one of them reads pictures
+
+
+def joined_others() -> bool:
+    """Tell whether this process is one of several that have joined."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
     """Give this process's number among all, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if joined_others() else 0
 
 
 def count() -> int:
     """Give the number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if joined_others() else 1
 
 
 def local_rank() -> int:
@@ -38,40 +44,34 @@ def local_rank() -> int:
 def joined(device: torch.device) -> Iterator[None]:
     """Join the processes that torchrun started, if it did; only the first of them speaks.
 
-    What another rank raises is still seen, as that leaves the context.
+    What another rank raises is still seen, as that leaves the context. A rank that fails does not
+    take its leave, for which it would wait for the others; torchrun ends them.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or joined_others():
         yield
         return
     if device.type == "cuda":
-        torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+        dist.init_process_group("nccl", device_id=device)
     else:
-        dist.init_process_group("gloo", timeout=PATIENCE)
-    try:
-        with contextlib.ExitStack() as stack:
-            if rank() > 0:
-                silence = stack.enter_context(open(os.devnull, "w"))
-                stack.enter_context(contextlib.redirect_stdout(silence))
-                stack.enter_context(contextlib.redirect_stderr(silence))
-            yield
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group("gloo")
+    with contextlib.ExitStack() as stack:
+        if rank() > 0:
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+            stack.enter_context(contextlib.redirect_stderr(silence))
+        yield
+    dist.destroy_process_group()
 
 
-def wait() -> None:
-    """Wait until every rank is here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def agree(value: int, device: torch.device) -> bool:
-    """Tell, on every rank alike, whether `value` is the same on all of them."""
-    if not dist.is_initialized():
-        return True
-    values = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(count())]
-    dist.all_gather(values, torch.tensor([value], device=device))
-    return all(other == value for other in values)
+def gather(value: Any) -> list[Any]:
+    """Give every rank's `value`, a plain one, when all are here: a quick rank waits for hours."""
+    if not joined_others():
+        return [value]
+    # On the CPU, beside the networks' group: that one should notice a rank that is lost sooner.
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    values = [None] * count()
+    dist.all_gather_object(values, value, group)
+    return values
 
 
 def part(batch_size: int) -> slice:
@@ -86,7 +86,7 @@ def share(network: nn.Module, device: torch.device) -> nn.Module:
     Each rank keeps the running statistics of its own batches: to broadcast them would change
     what the discriminator's pass over real pictures saved for its gradients.
     """
-    if not dist.is_initialized():
+    if not joined_others():
         return network
     devices = [device] if device.type == "cuda" else None
     known = inspect.signature(DistributedDataParallel).parameters
@@ -96,7 +96,7 @@ def share(network: nn.Module, device: torch.device) -> nn.Module:
 
 def mean(values: Tensor) -> Tensor:
     """Average a tensor over the ranks."""
-    if not dist.is_initialized():
+    if not joined_others():
         return values
     total = values.clone()
     dist.all_reduce(total)

@@ -136,9 +136,9 @@ class Record:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Wait until all that was put off is written."""
+        """Wait until all that was put off is written; training's own error goes first."""
         with self.thread:
-            while self.pending:
+            while self.pending and error[0] is None:
                 self.pending.popleft().result()
 
     def later(self, work: Callable[..., None], *arguments: Any) -> None:

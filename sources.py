@@ -84,7 +84,8 @@ def _find_files(folder: Path) -> Found:
     names, unreadable, stamp = [], [], hashlib.sha256()
     for name, status in _walk(folder, "", set(), unreadable):
         names.append(name)
-        stamp.update(b"%b\0%d\0%d\0" % (os.fsencode(name), status.st_size, status.st_mtime_ns))
+        traits = status.st_size, status.st_mtime_ns, status.st_mode  # or it can be read by now
+        stamp.update(b"%b\0%d\0%d\0%d\0" % (os.fsencode(name), *traits))
     return Found(names, functools.partial(_open_file, str(folder)), stamp.hexdigest(), unreadable)
 
 
@@ -98,20 +99,28 @@ def _walk(
     try:
         status = os.stat(folder)
         with os.scandir(folder) as listed:
-            entries = sorted(listed, key=lambda entry: entry.name)
+            entries = sorted(listed, key=lambda entry: entry.name, reverse=True)
     except OSError as error:
         unreadable.append((str(error.filename), str(error.strerror)))
         return
     if (status.st_dev, status.st_ino) in visited:  # a link back: a circle, or a second way in
         return
     visited.add((status.st_dev, status.st_ino))
-    for entry in entries:
+    while entries:
+        entry = entries.pop()  # not to keep a million of them, each with its status
         if _is_hidden(entry.name):
             continue
-        if entry.is_dir():
+        try:
+            is_folder, status = entry.is_dir(), None
+            if not is_folder and _has_suffix(entry.name) and entry.is_file():
+                status = entry.stat()
+        except OSError as error:  # a link to itself, or into a folder that is closed
+            unreadable.append((prefix + entry.name, str(error.strerror)))
+            continue
+        if is_folder:
             yield from _walk(entry.path, prefix + entry.name + os.sep, visited, unreadable)
-        elif _has_suffix(entry.name) and entry.is_file():
-            yield prefix + entry.name, entry.stat()
+        elif status:
+            yield prefix + entry.name, status
 
 
 def _find_members(archive: Path) -> Found:
@@ -186,12 +195,12 @@ def _from_array(name: str, array: np.ndarray) -> Found:
 
 def _open_file(folder: str, name: str) -> Image.Image:
     """Open a file; Pillow refuses a picture of more than 179 million pixels by itself."""
-    return Image.open(os.path.join(folder, name), formats=_formats())
+    return Image.open(os.path.join(folder, name), formats=formats())
 
 
 def _open_member(archive: str, name: str) -> Image.Image:
     opened = _archive(archive, os.stat(archive).st_mtime_ns, os.getpid())
-    return Image.open(io.BytesIO(opened.read(name)), formats=_formats())
+    return Image.open(io.BytesIO(opened.read(name)), formats=formats())
 
 
 def _open_row(array: np.ndarray, name: str) -> Image.Image:
@@ -199,8 +208,8 @@ def _open_row(array: np.ndarray, name: str) -> Image.Image:
 
 
 @functools.cache
-def _formats() -> list[str]:
-    """Give those of FORMATS that this Pillow was built with."""
+def formats() -> list[str]:
+    """Give those of `FORMATS` that this Pillow was built with."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 

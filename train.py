@@ -2,7 +2,7 @@
 
     python train.py                         handwritten digits, in a few minutes on any computer
     python train.py --data path/to/cats     your own pictures; --resume goes on after a break
-    torchrun --nproc_per_node gpu train.py --data path/to/cats      on every GPU of this machine
+    torchrun --standalone --nproc_per_node gpu train.py     on every GPU of this machine
 
 Flags can also come from a file, one `--flag value` a line: python train.py @settings.txt
 """
@@ -25,10 +25,9 @@ from tqdm import tqdm
 
 import checkpoint
 import ranks
-from cache import clear
 from checkpoint import CheckpointError
 from config import Config
-from dataset import batches, load, parse_size, random_at, to_image, to_tensor
+from dataset import batches, load, parse_size, random_at, to_device, to_image, to_tensor
 from graph import Graph
 from losses import LOSSES, Loss
 from matrix_conv import largest_map_that_pays, use_matrix_products
@@ -127,7 +126,7 @@ def make_players(config: Config, device: torch.device) -> Players:
     ):  # fmt: skip
         if device.type == "cpu" and config.precision == "bf16":
             use_matrix_products(network, largest_map_that_pays())
-        if config.sync_bn:
+        if config.sync_bn and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network.to(device, memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(
@@ -173,12 +172,14 @@ def train(config: Config) -> Path:
         config, saved = find_run(config)
         config = replace(config, precision=pick_precision(config.precision, device))
         check_run(config, device)
-        images = load_images(config, device)
+        images = load_images(config)
         count, height, width, channels = images.shape
         config = replace(
             config, image_size=f"{height}x{width}", channels=channels, clear_cache=False
         )
         plan = make_plan(config, count, saved)
+        if len(set(ranks.gather(plan))) > 1:
+            raise DataError("the ranks found different checkpoints, or other numbers of pictures")
         if plan.start >= plan.total:
             print(
                 f"{saved['path']} has {plan.start:,} steps already; --epochs and --steps ask for "
@@ -218,26 +219,26 @@ def check_run(config: Config, device: torch.device) -> None:
             f"--batch_size {config.batch_size}: must be a multiple of the {ranks.count()} ranks"
         )
     if config.sync_bn and device.type != "cuda":
-        raise SettingsError("--sync_bn: PyTorch has it for CUDA GPUs only")
+        warn("--sync_bn is for CUDA GPUs: here each rank's batch norm is its own")
 
 
-def load_images(config: Config, device: torch.device) -> np.ndarray:
+def load_images(config: Config) -> np.ndarray:
     """Give the pictures (N, H, W, C) uint8; one rank of each machine decodes, if it must be.
 
     Raises:
-        DataError: as `dataset.load`, and where machines have different numbers of pictures.
+        DataError: as `dataset.load`, or another rank has raised it.
     """
-    if ranks.local_rank() > 0:
-        ranks.wait()
-    elif config.clear_cache:
-        clear(config.cache_dir)
     size = config.image_size and parse_size(config.image_size)
-    images = load(config.data, size, config.channels, config.download_dir, config.cache_dir)
+    arguments = config.data, size, config.channels, config.download_dir, config.cache_dir
+    images, mistake = None, None
     if ranks.local_rank() == 0:
-        ranks.wait()
-    if not ranks.agree(len(images), device):
-        raise DataError(f"--data {config.data}: the machines have different numbers of pictures")
-    return images
+        try:
+            images = load(*arguments, clear_cache=config.clear_cache and ranks.rank() == 0)
+        except DataError as error:
+            mistake = error
+    if any(ranks.gather(mistake is not None)):
+        raise mistake or DataError(f"--data {config.data}: another rank could not read it")
+    return load(*arguments) if images is None else images
 
 
 def make_plan(config: Config, count: int, saved: Mapping[str, Any] | None) -> Plan:
@@ -320,7 +321,7 @@ def play(config: Config, plan: Plan, players: Players, images: np.ndarray) -> Pa
     if record:
         record.plot()
         record.animate()
-    ranks.wait()
+    ranks.gather(None)
     return folder / "last.pth"
 
 
@@ -350,7 +351,7 @@ def latents_at(
         draw_latents(random_at(config.seed, purpose, step), batch_size, config.z_dim, config.z_dist)
         for purpose in ["latents"] + ["fresh latents"] * config.fresh_latents
     ]
-    return [z[part].to(device) for z in draws]
+    return [to_device(z[part], device) for z in draws]
 
 
 if __name__ == "__main__":

@@ -228,6 +228,8 @@ def warn(message: str) -> None:
 def pick_device(name: str) -> torch.device:
     """Give the device called `name`; "auto" is the GPU if CUDA finds one, else the CPU.
 
+    A GPU becomes the current one, on which streams, graphs and pinned memory are made.
+
     Raises:
         SettingsError: no such device here.
     """
@@ -242,7 +244,10 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = re.split(r"\.\s|\n", str(error).strip())[0]
         raise SettingsError(f"--device {name}: not available here ({reason})") from None
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def pick_precision(name: str, device: torch.device) -> str:

@@ -3,8 +3,9 @@
     python -m benchmarks.input_pipeline                         on pictures made up for it
     python -m benchmarks.input_pipeline --data path/to/faces    on a flat folder of one's own
 
-All rows deliver shuffled float batches (N, 3, 64, 64) in [-1, 1], second epoch on. The first is
-the textbook's way: 2 workers decode, resize and convert every picture in every epoch.
+All rows deliver shuffled batches of 64x64, second epoch on. The first is the textbook's way:
+2 workers decode, resize and convert every picture in every epoch, to floats in [-1, 1]. Our step
+takes bytes, and begins by converting them; the last row converts too.
 """
 
 from __future__ import annotations
@@ -48,8 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         def ours(mirror: bool = False) -> Iterator[Tensor]:
             images = load(str(folder), (SIZE, SIZE), 3, cache_dir=cache_dir)
-            stream = batches(images, flags.batch_size, seed=0, mirror=mirror, device=device)
-            return map(to_tensor, stream)
+            return batches(images, flags.batch_size, seed=0, mirror=mirror, device=device)
 
         def theirs() -> Iterator[Tensor]:
             return (x.to(device) for x in textbook_batches(folder, flags.batch_size))
@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
             ("ours, first start", ours),
             ("ours", ours),
             ("ours, flipped at random", functools.partial(ours, mirror=True)),
+            ("ours, as floats", lambda: map(to_tensor, ours())),
         ):
             began = time.perf_counter()
             stream = start()

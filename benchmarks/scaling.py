@@ -59,7 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
         if flags.counts:
             compare_counts(folder, flags.counts, flags.repeats, common)
         if flags.ranks:
-            compare_ranks(folder, flags.ranks, common)
+            available = torch.cuda.device_count() or max(flags.ranks)
+            compare_ranks(folder, [n for n in flags.ranks if n <= available], common)
 
 
 def compare_counts(folder: Path, counts: list[int], repeats: int, common: list[str]) -> None:
@@ -112,8 +113,9 @@ def run(command: list[str], folder: Path) -> dict[str, float]:
     root = Path(__file__).resolve().parent.parent
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True,
+        timeout=3600,
+    )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -127,10 +129,10 @@ def measure(data: str, features: int, steps: int, device_name: str) -> dict[str,
     def watch() -> None:
         nonlocal most
         while not done.wait(0.02):
-            status = Path("/proc/self/status").read_text()
+            status = Path("/proc/self/status").read_text()  # of Linux
             most = max(most, int(status.split("RssAnon:")[1].split()[0]))
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     device = pick_device(device_name)
     began = time.perf_counter()

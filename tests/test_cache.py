@@ -65,6 +65,10 @@ def replaced(folder):
     write_pictures(folder, 1, first=3, size=(24, 20))
 
 
+def closed(folder):
+    (folder / "0003.png").chmod(0o400)
+
+
 def removed(folder):
     (folder / "0003.png").unlink()
 
@@ -77,7 +81,7 @@ def renamed(folder):
     (folder / "0003.png").rename(folder / "x.png")
 
 
-@pytest.mark.parametrize("change", [touched, replaced, removed, added, renamed])
+@pytest.mark.parametrize("change", [touched, replaced, closed, removed, added, renamed])
 def test_what_it_was_made_from_decides(pictures, change):
     opened(pictures)
     change(pictures)
@@ -93,6 +97,7 @@ def test_size_channels_and_versions_decide_and_the_place_does_not(pictures, tmp_
     assert len(caches()) == 3
     moved = pictures.rename(tmp_path / "moved")
     opened(moved)
+    assert len(load(str(moved), (8, 8))) == 20
     assert len(caches()) == 3
     monkeypatch.setattr(cache.PIL, "__version__", "99")
     opened(moved)
@@ -207,6 +212,11 @@ def test_clear_removes_caches_and_nothing_else(pictures):
     Path("cache", "mine").mkdir()
     Path("cache", "mine", "about.json").write_text("{}")
     Path("cache", "notes.txt").write_text("mine too")
+    with pytest.raises(DataError, match="missing"):
+        load("missing", clear_cache=True)
+    assert len(caches()) == 3
+    assert len(load(str(pictures), clear_cache=True)) == 20
+    assert len(caches()) == 3
     clear("cache")
     clear("missing")
     assert caches() == ["mine", "notes.txt"]

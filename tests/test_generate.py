@@ -46,7 +46,7 @@ def draw_all(path, seeds):
 
 def test_a_grid_has_the_pictures_of_its_seeds(saved, tmp_path):
     output = generate(
-        Request(load_path=saved, num_output=5, output=str(tmp_path / "new" / "a.png"))
+        Request(load_path=saved, num_output=5, output=str(tmp_path / "new" / "a.png"), device="cpu")
     )
     grid = np.asarray(Image.open(output))
     assert grid.shape == (2 * 14 + 2, 3 * 18 + 2)

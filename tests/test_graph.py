@@ -1,12 +1,19 @@
 """The recorded step on a GPU; a machine without one has none to test."""
 
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+import checkpoint
+from dataset import batches
 from graph import WARM_UP, Graph
 from losses import LOSSES
 from models import draw, sample_latents
-from train import Config, load_players, make_players, train_step
+from train import Config, load_players, make_players, train, train_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 DEVICE = torch.device("cuda")
@@ -29,8 +36,8 @@ def play(steps, graph, players=None, first=0):
     return players, torch.stack(metrics)
 
 
-def test_a_recorded_step_is_the_step():
-    torch.backends.cudnn.deterministic = True
+def test_a_recorded_step_is_the_step(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     steps = WARM_UP + 5
     plain, expected = play(steps, graph=False)
     recorded, metrics = play(steps, graph=True)
@@ -39,6 +46,32 @@ def test_a_recorded_step_is_the_step():
     for own, other in zip(plain[:2], recorded[:2], strict=True):
         torch.testing.assert_close(own.state_dict(), other.state_dict(), rtol=1e-2, atol=1e-3)
     assert int(recorded.generator.state_dict()["main.1.num_batches_tracked"]) == steps
+
+
+@pytest.mark.parametrize("settings", [{}, {"fresh_latents": True, "precision": "fp32"}])
+def test_a_run_on_a_gpu_is_resumed_on_a_cpu(small, settings):
+    """bf16 by default, the pictures resident, 10 steps of which most are replayed."""
+    settings = small | {"device": "cuda", "mirror": True} | settings
+    last = checkpoint.load(train(Config(**settings)))
+    assert last["step"] == 10 and all(t.isfinite().all() for t in last["generator"].values())
+    assert last["config"]["precision"] == settings.get("precision", "bf16")
+    resumed = train(Config(**settings | {"device": "cpu"}, resume="last", epochs=3))
+    assert checkpoint.load(resumed)["step"] == 15
+    log = Path(small["sample_dir"], "pictures", "log.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["loss_d"] for line in log}) == 15
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_batches_on_a_gpu_are_those_of_the_cpu(resident, monkeypatch):
+    if not resident:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    images = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), np.uint8)
+    pairs = zip(
+        batches(images, 8, 0, mirror=True), batches(images, 8, 0, mirror=True, device=DEVICE),
+        strict=True,
+    )  # fmt: skip
+    for expected, batch in itertools.islice(pairs, 20):
+        assert batch.device.type == "cuda" and torch.equal(batch.cpu(), expected)
 
 
 def test_drawing_between_recorded_steps_and_going_on_from_a_cpu(tmp_path):

@@ -133,7 +133,7 @@ def test_in_eval_mode_a_network_draws_what_the_plain_one_does_to_the_bit():
     plain, z = deepcopy(generator), torch.randn(4, 8)
     use_matrix_products(generator, 64)
     assert torch.equal(generator(z), plain(z))
-    assert not torch.equal(generator.train()(z), plain.train()(z))
+    assert sum(isinstance(layer, MATRIX_FORMS) for layer in generator.main) == 4
 
 
 @pytest.mark.parametrize(

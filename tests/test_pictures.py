@@ -55,6 +55,15 @@ def test_a_linked_circle_is_walked_once(tmp_path):
     assert len(load(str(folder))) == 3
 
 
+def test_a_link_to_itself_is_skipped_and_named(pictures, capsys):
+    try:
+        os.symlink("again.png", pictures / "again.png")
+    except OSError:
+        pytest.skip("links are not permitted here")
+    assert len(load(str(pictures))) == 20
+    assert "again.png" in capsys.readouterr().err
+
+
 def test_a_path_that_exists_wins_over_a_name(tmp_path, monkeypatch):
     write_pictures(tmp_path / "digits", 3)
     monkeypatch.chdir(tmp_path)

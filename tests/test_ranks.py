@@ -58,12 +58,12 @@ def test_two_ranks_equal_one_and_a_run_may_change_their_number():
     said, _ = launch([*FLAGS, "--name", "two", "--steps", "6"])
     assert said.count("2 ranks") == said.count("step 6/6") == 1  # only one of them speaks
     two = train(Config(name="two", resume="last", device="cpu", steps=8))
-    assert difference(one, checkpoint.load(two)) < moved / 1000
+    assert difference(one, checkpoint.load(two)) < moved / 100
 
     train(Config(**SETTINGS, device="cpu", name="again", steps=3))
     launch(["--name", "again", "--resume", "--steps", "8"])
     again = checkpoint.load(Path("checkpoints", "again", "last.pth"))
-    assert difference(one, again) < moved / 1000
+    assert difference(one, again) < moved / 100
 
     for name in ("two", "again"):
         logs = [
@@ -94,7 +94,11 @@ def test_the_readmes_command_for_two_machines():
         )
         for _ in range(2)
     ]  # fmt: skip
-    said = [process.communicate(timeout=120) for process in processes]
+    try:
+        said = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], said
     assert "".join(out for out, _ in said).count("2 ranks") == 1
     assert checkpoint.load("checkpoints/cats/last.pth")["step"] == 2
@@ -109,7 +113,9 @@ def test_batch_norm_on_two_ranks_and_mistakes():
     assert all(t.isfinite().all() for t in contents["generator"].values() if torch.is_tensor(t))
     for flags, says in (
         (["--batch_size", "5"], "--batch_size 5: must be a multiple of the 2 ranks"),
-        (["--sync_bn"], "--sync_bn"),
+        (["--data", "missing"], "--data missing: no such folder"),
     ):
         _, said = launch([*small, "--name", "wrong", *flags], status=2)
         assert says in said and not Path("checkpoints", "wrong").exists()
+    _, said = launch([*small, "--name", "alone", "--sync_bn", "--steps", "1"])
+    assert said.count("--sync_bn is for CUDA GPUs") == 1

@@ -13,6 +13,7 @@ import checkpoint
 from checkpoint import CheckpointError
 from dataset import DataError
 from losses import LOSSES
+from record import Record
 from train import Config, make_players, train, train_step
 from utils import SettingsError
 
@@ -158,6 +159,21 @@ def test_drawing_a_grid_in_between_changes_nothing(small):
     often = checkpoint.load(train(Config(**small, name="often", sample_every=1)))
     never = checkpoint.load(train(Config(**small, name="never", sample_every=1000)))
     assert all(same(often[state], never[state]) for state in STATES)
+
+
+def test_what_fails_in_the_writing_thread_ends_the_run(tmp_path):
+    nowhere = tmp_path / "missing" / "last.pth"
+    with pytest.raises(FileNotFoundError, match="missing"), Record(tmp_path) as record:
+        record.later(checkpoint.save, nowhere, {})
+    with pytest.raises(FileNotFoundError), Record(tmp_path) as record:
+        for _ in range(20):
+            record.later(checkpoint.save, nowhere, {})
+        pytest.fail("20 failures and none was raised")
+    with pytest.raises(ZeroDivisionError), Record(tmp_path) as record:
+        record.later(checkpoint.save, nowhere, {})
+        record.later(checkpoint.save, tmp_path / "after.pth", {})
+        1 / 0  # training's own error is what a reader needs to see
+    assert (tmp_path / "after.pth").exists()
 
 
 def test_a_run_is_never_overwritten(small):
