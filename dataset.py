@@ -87,9 +87,9 @@ def batches(
         stream = _read_ahead((torch.from_numpy(images[rows]) for rows in order), device)
     for step, batch in enumerate(stream, first_step):
         if mirror:
-            flipped = random_at(seed, "mirror", step).random(batch_size)[part] < 0.5
-            flipped = to_device(torch.from_numpy(flipped), device).view(-1, 1, 1, 1)
-            batch = torch.where(flipped, batch.flip(2), batch)
+            flipped = np.flatnonzero(random_at(seed, "mirror", step).random(batch_size)[part] < 0.5)
+            rows = to_device(torch.from_numpy(flipped), device)
+            batch.index_copy_(0, rows, batch.index_select(0, rows).flip(2))
         yield batch
 
 
