@@ -52,7 +52,7 @@ def clone(tmp_path_factory):
 def run(command, folder):
     programs = {
         "python": [sys.executable],
-        "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone"],
+        "torchrun": [sys.executable, "-m", "torch.distributed.run"],
     }
     done = subprocess.run(
         [*programs[command[0]], *command[1:]],
