@@ -20,18 +20,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
 import ranks
 from checkpoint import CheckpointError
 from config import Config
-from dataset import batches, load, parse_size, random_at, to_device, to_image, to_tensor
+from dataset import batches, load, parse_size, to_image, to_tensor
+from game import METRICS, Players, latents_at, load_players, make_players, train_step
 from graph import Graph
-from losses import LOSSES, Loss
-from matrix_conv import largest_map_that_pays, use_matrix_products
-from models import Discriminator, Generator, draw, draw_latents, sample_latents
+from losses import LOSSES
+from models import draw, sample_latents
 from record import Record, find_run, prune, set_aside
 from sources import DataError
 from utils import (
@@ -45,110 +45,8 @@ from utils import (
     write_settings,
 )
 
-METRICS = ("loss_d", "loss_g", "d_real", "d_fake")  # what train_step gives
 FEW_STEPS = 500  # digits were readable after 280 steps, the eyes of cats after 600
 GRID_SEEDS = range(64)  # the latents of every sample grid, those that generate.py draws by default
-
-
-# The game ----------------------------------------------------------------------------------------
-
-
-class Players(NamedTuple):
-    """Both networks and their optimizers."""
-
-    generator: Generator
-    discriminator: Discriminator
-    optimizer_g: torch.optim.Optimizer
-    optimizer_d: torch.optim.Optimizer
-
-
-def train_step(
-    players: Players,
-    loss: Loss,
-    real: Tensor,
-    z: Tensor,
-    z_fresh: Tensor | None = None,
-    precision: str = "fp32",
-) -> Tensor:
-    """Play one step of each network on real images (N, C, H, W) in [-1, 1] and latents z (N, Z).
-
-    With `z_fresh` (N, Z) the generator's half draws new images from it. With precision "bf16" the
-    layers compute in that, from 32-bit weights. Gives loss_d, loss_g, and the means of D(x) and
-    D(G(z)), (4,), on the device.
-    """
-    generator, discriminator, optimizer_g, optimizer_d = players
-    # Each half enters it anew: inside, weights are converted once, and D's are about to change.
-    autocast = torch.autocast(real.device.type, torch.bfloat16, enabled=precision == "bf16")
-
-    # Discriminator: tell real from generated. Real and generated pictures in batches of their
-    # own, as each batch is normalised by its own statistics.
-    with autocast:
-        with torch.set_grad_enabled(z_fresh is None):
-            fake = generator(z)
-        logit_real, logit_fake = discriminator(real), discriminator(fake.detach())
-    logit_real, logit_fake = logit_real.float(), logit_fake.float()
-    loss_d = loss.discriminator(logit_real, logit_fake)
-    optimizer_d.zero_grad()
-    loss_d.backward()
-    optimizer_d.step()
-
-    # Generator: be taken for real by the discriminator just improved, which needs no gradients
-    # of its own weights for it.
-    discriminator.requires_grad_(False)
-    with autocast:
-        if z_fresh is not None:
-            fake = generator(z_fresh)
-        logit = discriminator(fake)
-    discriminator.requires_grad_(True)
-    loss_g = loss.generator(logit.float())
-    optimizer_g.zero_grad()
-    loss_g.backward()
-    optimizer_g.step()
-
-    outputs = loss.output(logit_real).mean(), loss.output(logit_fake).mean()
-    return torch.stack([loss_d, loss_g, *outputs]).detach()
-
-
-def make_players(config: Config, device: torch.device) -> Players:
-    """Make networks and optimizers; the weights follow from the seed alone, on every device."""
-    torch.manual_seed(config.seed)
-    size = parse_size(config.image_size)
-    generator = Generator(
-        config.z_dim, config.features, config.channels, size,
-        config.max_features, config.norm, config.activation, config.z_dist,
-    )  # fmt: skip
-    discriminator = Discriminator(
-        config.features, config.channels, size, config.max_features, config.norm
-    )
-    optimizers = []
-    for network, rate in (
-        (generator, config.learning_rate_g), (discriminator, config.learning_rate_d),
-    ):  # fmt: skip
-        if device.type == "cpu" and config.precision == "bf16":
-            use_matrix_products(network, largest_map_that_pays())
-        if config.sync_bn and device.type == "cuda":
-            nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        network.to(device, memory_format=torch.channels_last)
-        optimizer = torch.optim.Adam(
-            network.parameters(),
-            lr=config.learning_rate if rate is None else rate,
-            betas=(config.beta1, config.beta2),
-            fused=True,
-            capturable=device.type == "cuda",  # its steps may be part of a CUDA graph
-        )
-        optimizers.append(optimizer)
-    return Players(generator, discriminator, *optimizers)
-
-
-def load_players(players: Players, saved: Mapping[str, Any]) -> None:
-    """Give networks and optimizers the state of a checkpoint, also of one from another device."""
-    for name, player in players._asdict().items():
-        player.load_state_dict(saved[name])
-        for group in getattr(player, "param_groups", ()):
-            group["capturable"] = player.defaults["capturable"]  # this device's, not the saved
-
-
-# The run -----------------------------------------------------------------------------------------
 
 
 class Plan(NamedTuple):
@@ -338,20 +236,6 @@ def open_record(config: Config, plan: Plan, images: np.ndarray) -> Record:
     record = Record(sample_folder, plan.start, config.tensorboard)
     record.draw("real", images[:: -(-len(images) // len(GRID_SEEDS))])
     return record
-
-
-def latents_at(
-    config: Config, step: int, batch_size: int, part: slice, device: torch.device
-) -> list[Tensor]:
-    """Draw the latents (batch_size, Z) of a step, and with `fresh_latents` a second time.
-
-    Only their `part` is moved to the device.
-    """
-    draws = [
-        draw_latents(random_at(config.seed, purpose, step), batch_size, config.z_dim, config.z_dist)
-        for purpose in ["latents"] + ["fresh latents"] * config.fresh_latents
-    ]
-    return [to_device(z[part], device) for z in draws]
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ from benchmarks.common import in_turn, machine, table, write_pictures
 from cache import clear
 from config import Config
 from dataset import batches, load, to_tensor
+from game import latents_at, make_players, train_step
 from graph import Graph
 from losses import LOSSES
 from models import sample_latents
-from train import latents_at, make_players, train_step
 from utils import pick_device, pick_precision
 
 Z_DIM = 100

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "cache": {"pictures", "sources"},
     "dataset": {"cache", "sources"},
     "models": {"checkpoint"},
+    "game": {"config", "dataset", "losses", "matrix_conv", "models"},
     "utils": {"sources"},
     "config": {"dataset", "sources", "utils"},
     "record": {"checkpoint", "config", "dataset", "pictures", "sources"},

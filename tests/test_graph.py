@@ -10,10 +10,11 @@ import torch
 
 import checkpoint
 from dataset import batches
+from game import load_players, make_players, train_step
 from graph import WARM_UP, Graph
 from losses import LOSSES
 from models import draw, sample_latents
-from train import Config, load_players, make_players, train, train_step
+from train import Config, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 DEVICE = torch.device("cuda")

@@ -12,9 +12,10 @@ from PIL import Image
 import checkpoint
 from checkpoint import CheckpointError
 from dataset import DataError
+from game import make_players, train_step
 from losses import LOSSES
 from record import Record
-from train import Config, make_players, train, train_step
+from train import Config, train
 from utils import SettingsError
 
 STATES = ("generator", "discriminator", "optimizer_g", "optimizer_d")
