@@ -12,6 +12,7 @@ A training checkpoint is a dictionary of plain values and tensors, which `torch.
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Mapping
@@ -39,16 +40,26 @@ def save(path: str | Path, contents: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    serialized = io.BytesIO()  # as torch hides what the system says of a disk that is full
+    torch.save({"format": FORMAT, **contents}, serialized)
     try:
         with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **contents}, file)
+            file.write(serialized.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
     _sync_folder(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what writers that were killed have left in `folder`."""
+    for path in folder.glob(".*.pth.*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -64,8 +75,10 @@ def load(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file")
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise CheckpointError(f"{path} is compressed, which PyTorch's checkpoints are not")
             damaged = archive.testzip()
-    except OSError:
+    except (OSError, CheckpointError):
         raise
     except Exception as error:  # what is no archive makes zipfile raise nearly anything
         raise CheckpointError(f"{path} is no checkpoint, or is cut short") from error
@@ -90,11 +103,32 @@ def read_generator(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     contents = load(path)
     if not {"config", "generator"} <= contents.keys():
         raise CheckpointError(f"{path} holds no generator and its config")
-    config = contents["config"]
-    height, _, width = config["image_size"].partition("x")
-    settings = {name: config[name] for name in GENERATOR_SETTINGS}
-    settings["image_size"] = (int(height), int(width or height))
+    try:
+        config = contents["config"]
+        height, _, width = config["image_size"].partition("x")
+        settings = {name: config[name] for name in GENERATOR_SETTINGS}
+        settings["image_size"] = (int(height), int(width or height))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its config is not a generator's ({error!r})") from error
     return settings, contents["generator"]
+
+
+def check_weights(
+    path: str | Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
+    """Refuse weights that have not the names and shapes `expected`, or not the bytes for them.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    if not isinstance(weights, Mapping) or weights.keys() != expected.keys():
+        raise CheckpointError(f"{path}: its weights are not those of the network in its config")
+    for name, tensor in expected.items():
+        given = weights[name]
+        if not isinstance(given, Tensor) or given.shape != tensor.shape:
+            raise CheckpointError(f"{path}: {name} has not the shape {tuple(tensor.shape)}")
+        if given.untyped_storage().nbytes() < given.numel() * given.element_size():
+            raise CheckpointError(f"{path}: {name} holds less than its shape says")
 
 
 def _sync_folder(folder: Path) -> None:

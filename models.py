@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import checkpoint
+from checkpoint import CheckpointError
 
 LEAKY_SLOPE = 0.2  # section 4 of the paper
 DRAW_BATCH = 64  # rows that `draw` always gives the generator
@@ -81,6 +82,12 @@ class Generator(nn.Module):
             checkpoint.CheckpointError: the file is missing, damaged or no checkpoint of ours.
         """
         settings, weights = checkpoint.read_generator(path)
+        try:
+            with torch.device("meta"):  # shapes alone: a few bytes may ask for gigabytes
+                expected = cls(**settings).state_dict()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: its config is not a generator's ({error})") from error
+        checkpoint.check_weights(path, weights, expected)
         generator = cls(**settings)
         generator.load_state_dict(weights)
         return generator.eval().to(device, memory_format=torch.channels_last)

@@ -6,6 +6,7 @@ Every function also works in a process of its own, which is rank 0 of 1.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import os
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ def joined(device: torch.device) -> Iterator[None]:
             stack.enter_context(contextlib.redirect_stdout(silence))
             stack.enter_context(contextlib.redirect_stderr(silence))
         yield
+    _between_hosts.cache_clear()
     dist.destroy_process_group()
 
 
@@ -67,11 +69,24 @@ def gather(value: Any) -> list[Any]:
     """Give every rank's `value`, a plain one, when all are here: a quick rank waits for hours."""
     if not joined_others():
         return [value]
-    # On the CPU, beside the networks' group: that one should notice a rank that is lost sooner.
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
     values = [None] * count()
-    dist.all_gather_object(values, value, group)
+    dist.all_gather_object(values, value, _between_hosts())
     return values
+
+
+def largest(value: int) -> int:
+    """Give the largest of all ranks' values, so that all of them do the same."""
+    if not joined_others():
+        return value
+    shared = torch.tensor(value)
+    dist.all_reduce(shared, dist.ReduceOp.MAX, _between_hosts())
+    return int(shared)
+
+
+@functools.cache
+def _between_hosts() -> dist.ProcessGroup:
+    """Give a group for values on the CPU; the networks' own should notice a lost rank sooner."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def part(batch_size: int) -> slice:

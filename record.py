@@ -23,6 +23,7 @@ from config import Config
 from dataset import make_grid, run_name
 from pictures import to_channels
 from sources import NAMED_SETS
+from utils import warn
 
 AHEAD = 8  # pieces of work that may wait to be done
 
@@ -43,10 +44,11 @@ def find_run(config: Config) -> tuple[Config, dict[str, Any] | None]:
         if own.exists():
             raise CheckpointError(f"{own} exists: add --resume to go on, or --name for a new run")
         return anew, None
-    if config.resume != "last":
+    is_file = config.resume != "last"
+    if is_file:
         source, moved = Path(config.resume), {}
     elif own.exists():
-        source, moved = own, {"name": name, "checkpoint_dir": config.checkpoint_dir}
+        source, moved = newest_whole(own), {"name": name, "checkpoint_dir": config.checkpoint_dir}
     else:
         print(f"Nothing is saved as {own} yet: starting anew")
         return anew, None
@@ -58,9 +60,28 @@ def find_run(config: Config) -> tuple[Config, dict[str, Any] | None]:
         )
     config = replace(merge(config, saved["config"], source), resume=None, **moved)
     own = Path(config.checkpoint_dir, config.name, "last.pth")
-    if own.exists() and not own.samefile(source):
+    if is_file and own.exists() and not own.samefile(source):
         raise CheckpointError(f"{own} exists: add --name for a new run that goes on from {source}")
     return config, saved
+
+
+def newest_whole(last: Path) -> Path:
+    """Give `last`, or if it is damaged the newest numbered checkpoint beside it that is not.
+
+    Raises:
+        CheckpointError: none of them can be used.
+    """
+    problems = []
+    for path in (last, *reversed(numbered(last.parent))):
+        try:
+            checkpoint.load(path)
+        except CheckpointError as error:
+            problems.append(error)
+            continue
+        for problem in problems:
+            warn(f"{problem}; going on from {path}")
+        return path
+    raise problems[0]
 
 
 def merge(config: Config, stored: dict[str, Any], source: Path) -> Config:
@@ -91,10 +112,15 @@ def _same_data(old: str, new: str) -> bool:
     return moved or Path(old).resolve() == Path(new).resolve()
 
 
+def numbered(folder: Path) -> list[Path]:
+    """Give a run's numbered checkpoints, those written last at the end."""
+    paths = [path for path in folder.iterdir() if re.fullmatch(r"epoch_\d+\.pth", path.name)]
+    return sorted(paths, key=lambda path: path.stat().st_mtime_ns)
+
+
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the `keep` numbered checkpoints written last."""
-    numbered = [path for path in folder.iterdir() if re.fullmatch(r"epoch_\d+\.pth", path.name)]
-    for path in sorted(numbered, key=lambda path: path.stat().st_mtime_ns)[:-keep]:
+    for path in numbered(folder)[:-keep]:
         path.unlink()
 
 
@@ -144,10 +170,14 @@ class Record:
     def later(self, work: Callable[..., None], *arguments: Any) -> None:
         """Do `work` in a thread, after what was put off before it, while training goes on.
 
-        Raises what work put off earlier has raised. Waits if too much is behind.
+        A file that can't be written, as on a full disk, is warned of, until the run ends. Waits
+        if too much is behind.
         """
         while self.pending and (self.pending[0].done() or len(self.pending) >= AHEAD):
-            self.pending.popleft().result()
+            try:
+                self.pending.popleft().result()
+            except OSError as error:
+                warn(f"{error.filename or self.folder}: {error.strerror}; training goes on")
         self.pending.append(self.thread.submit(work, *arguments))
 
     def entries(self) -> list[dict[str, float]]:

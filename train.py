@@ -12,6 +12,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import math
+import shlex
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -33,6 +36,7 @@ from graph import Graph
 from losses import LOSSES
 from models import draw, sample_latents
 from record import Record, find_run, prune, set_aside
+from signals import Stopped, noted
 from sources import DataError
 from utils import (
     SettingsError,
@@ -47,6 +51,16 @@ from utils import (
 
 FEW_STEPS = 500  # digits were readable after 280 steps, the eyes of cats after 600
 GRID_SEEDS = range(64)  # the latents of every sample grid, those that generate.py draws by default
+
+
+class Diverged(ArithmeticError):
+    """A run whose numbers have left the range of floats."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            f"step {step:,} gave numbers that are not finite, of which nothing was written; "
+            "--resume goes back to the last checkpoint, a lower --learning_rate begins a new run"
+        )
 
 
 class Plan(NamedTuple):
@@ -173,54 +187,94 @@ def play(config: Config, plan: Plan, players: Players, images: np.ndarray) -> Pa
         torch.backends.cudnn.benchmark = True  # shapes never change: let it try its algorithms
         step_on = Graph(step_on) if ranks.count() == 1 else step_on
 
-    folder = Path(config.checkpoint_dir, config.name)
+    last = Path(config.checkpoint_dir, config.name, "last.pth")
     part = ranks.part(batch_size)
     stream = batches(images, batch_size, config.seed, start, config.mirror, part, device)
     grid_z = sample_latents(GRID_SEEDS, config.z_dim, config.z_dist)
     record = open_record(config, plan, images) if ranks.rank() == 0 else None
     bar = tqdm(total=total, initial=start, unit="step", disable=None)
-    with bar, record or contextlib.nullcontext():
+    with noted() as signal_noted, bar, record or contextlib.nullcontext():
         began = clock = time.perf_counter()
-        logged = start
+        logged, unread = start, []
         for step, batch in zip(range(start + 1, total + 1), stream, strict=False):
-            metrics = step_on(batch, *latents_at(config, step, batch_size, part, device))
+            unread.append(step_on(batch, *latents_at(config, step, batch_size, part, device)))
+            stop = ranks.largest(signal_noted())
             bar.update()
             epoch, within = divmod(step, steps_per_epoch)
-            ends = within == 0 or step == total
-            if step % config.log_every == 0 or ends:
-                values = dict(zip(METRICS, ranks.mean(metrics).tolist(), strict=True))  # waits
+            ends = within == 0 or step == total or stop > 0
+            logs = ends or step % config.log_every == 0
+            draws = ends or step % config.sample_every == 0
+            if logs or draws:
+                values = read_metrics(unread, step)
+            if logs:
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 values["images_per_second"] = round((step - logged) * batch_size / seconds, 1)
                 logged = step
             if record is None:
+                if stop:
+                    break
                 continue
 
-            if logged == step:
-                record.log({"step": step, "epoch": round(step / steps_per_epoch, 4), **values})
+            if logs:
+                entry = {"step": step, "epoch": round(step / steps_per_epoch, 4), **values}
+                record.later(record.log, entry)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
-            if step % config.sample_every == 0 or ends:
+            if draws:
                 grid = to_image(draw(players.generator, grid_z))
                 record.later(record.draw, f"step_{step:07d}", grid, step)
             if ends:
                 contents = {"config": asdict(config), "epoch": epoch, "step": step}
-                contents["pictures"] = len(images)
-                for name, player in players._asdict().items():
-                    contents[name] = copy.deepcopy(player.state_dict())
-                record.later(checkpoint.save, folder / "last.pth", contents)
+                contents |= {"pictures": len(images), **copy_states(players, step)}
+                record.later(checkpoint.save, last, contents)
                 left = tqdm.format_interval((clock - began) / (step - start) * (total - step))
                 shown = "  ".join(f"{name} {values[name]:.3f}" for name in METRICS)
                 speed = f"{values['images_per_second']:,.0f} images/s"
                 done = f"epoch {step / steps_per_epoch:.4g}  step {step:,}/{total:,}"
                 bar.write(f"{done}  {shown}  {speed}  {left} left")
             if within == 0 and epoch % config.save_every == 0:
-                record.later(checkpoint.save, folder / f"epoch_{epoch:04d}.pth", contents)
-                record.later(prune, folder, config.keep)
+                record.later(checkpoint.save, last.with_name(f"epoch_{epoch:04d}.pth"), contents)
+                record.later(prune, last.parent, config.keep)
                 record.later(record.plot)
+            if stop:
+                break
     if record:
         record.plot()
+    ranks.gather(None)  # so that none ends the others before the first has saved
+    if stop and step < total:
+        flags = f"--name {shlex.quote(config.name)}"
+        if config.checkpoint_dir != "checkpoints":
+            flags += f" --checkpoint_dir {shlex.quote(config.checkpoint_dir)}"
+        name = signal.Signals(stop).name
+        raise Stopped(stop, f"{name}: saved step {step:,}; go on with train.py {flags} --resume")
+    if record:
         record.animate()
-    ranks.gather(None)
-    return folder / "last.pth"
+    return last
+
+
+def read_metrics(unread: list[Tensor], step: int) -> dict[str, float]:
+    """Read what the steps up to `step` gave, which waits for the device; give the last one's.
+
+    Raises:
+        Diverged: a value is not finite.
+    """
+    table = ranks.mean(torch.stack(unread)).tolist()
+    unread.clear()
+    for number, row in enumerate(table, step - len(table) + 1):
+        if not all(map(math.isfinite, row)):
+            raise Diverged(number)
+    return dict(zip(METRICS, table[-1], strict=True))
+
+
+def copy_states(players: Players, step: int) -> dict[str, Any]:
+    """Copy the state of networks and optimizers, to be written while training goes on.
+
+    Raises:
+        Diverged: a weight or a statistic is not finite.
+    """
+    for network in (players.generator, players.discriminator):
+        if not all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values()):
+            raise Diverged(step)
+    return {name: copy.deepcopy(player.state_dict()) for name, player in players._asdict().items()}
 
 
 def open_record(config: Config, plan: Plan, images: np.ndarray) -> Record:
@@ -232,6 +286,7 @@ def open_record(config: Config, plan: Plan, images: np.ndarray) -> Record:
         set_aside(folder)
         set_aside(sample_folder)
     folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.sweep(folder)
     write_settings(folder / "settings.txt", config)
     record = Record(sample_folder, plan.start, config.tensorboard)
     record.draw("real", images[:: -(-len(images) // len(GRID_SEEDS))])
@@ -239,4 +294,4 @@ def open_record(config: Config, plan: Plan, images: np.ndarray) -> Record:
 
 
 if __name__ == "__main__":
-    run_script(lambda: train(parse_settings(Config, __doc__)), CheckpointError)
+    run_script(lambda: train(parse_settings(Config, __doc__)), CheckpointError, Diverged)

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import re
+import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -201,20 +202,24 @@ def _type_of(settings: Any, field: dataclasses.Field) -> type:
 def run_script(main: Callable[[], Any], *mistakes: type[Exception]) -> None:
     """Run a script's `main`: a user's mistake becomes one line on stderr and exit status 2.
 
-    Mistakes are errors in settings and data, those given, and files that the system refuses.
+    Mistakes are errors in settings and data, those given, and files that the system refuses. What
+    a signal has stopped ends with one line too, and with 128 + its number, as shells expect.
     """
     try:
         main()
     except (SettingsError, DataError, *mistakes) as error:
-        message = str(error)
+        status, message = 2, str(error)
     except OSError as error:
         if error.filename is None:
             raise
-        message = f"{error.filename}: {error.strerror}"
+        status, message = 2, f"{error.filename}: {error.strerror}"
+    except KeyboardInterrupt as interrupt:
+        number = getattr(interrupt, "number", signal.SIGINT)
+        status, message = 128 + number, str(interrupt) or "interrupted"
     else:
         return
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 # The machine -------------------------------------------------------------------------------------

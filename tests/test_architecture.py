@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "losses": set(),
     "matrix_conv": set(),
     "ranks": set(),
+    "signals": set(),
     "sources": set(),
     "pictures": {"sources"},
     "cache": {"pictures", "sources"},
@@ -21,7 +22,7 @@ MAY_IMPORT = {
     "game": {"config", "dataset", "losses", "matrix_conv", "models"},
     "utils": {"sources"},
     "config": {"dataset", "sources", "utils"},
-    "record": {"checkpoint", "config", "dataset", "pictures", "sources"},
+    "record": {"checkpoint", "config", "dataset", "pictures", "sources", "utils"},
 }
 OURS = {path.stem for path in ROOT.glob("*.py")}
 

@@ -1,6 +1,7 @@
 """Checkpoints: written whole, read without being run, and refused in one line when damaged."""
 
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -87,3 +88,45 @@ def test_from_checkpoint_gives_the_generator_that_was_saved(tmp_path):
     assert (loaded.channels, loaded.image_size) == (1, (16, 24))
     z = torch.randn(2, 6)
     assert torch.allclose(loaded(z), generator(z), atol=1e-6)
+
+
+def generator_file(path, config=None, weights=None):
+    """Write a small generator's checkpoint, with some of its settings or weights replaced."""
+    settings = {"z_dim": 8, "features": 4, "channels": 1, "max_features": 64, "norm": "batch",
+                "activation": "relu", "z_dist": "normal"}  # fmt: skip
+    state = Generator(**settings, image_size=16).state_dict() | (weights or {})
+    config = settings | {"image_size": "16"} | (config or {})
+    checkpoint.save(path, {"config": config, "generator": state})
+    return path
+
+
+def test_a_small_file_that_claims_gigabytes_is_refused_before_they_are(tmp_path):
+    resource = pytest.importorskip("resource")
+    generator_file(tmp_path / "plain.pth")
+    assert Generator.from_checkpoint(tmp_path / "plain.pth").image_size == (16, 16)
+    huge = {"main.0.weight": torch.zeros(1).expand(1 << 17, 1 << 17, 4, 4)}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for config, weights in (
+        ({"z_dim": 1 << 17, "features": 1 << 17, "max_features": 1 << 17}, huge),
+        ({"features": 1 << 17, "max_features": 1 << 17}, None),
+        ({"features": 1 << 40, "max_features": 1 << 40}, None),
+    ):
+        path = generator_file(tmp_path / "huge.pth", config, weights)
+        assert path.stat().st_size < 100_000
+        with pytest.raises(CheckpointError, match=r"huge\.pth"):
+            Generator.from_checkpoint(path)
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(1 << 28))
+    with pytest.raises(CheckpointError, match="compressed"):
+        checkpoint.load(tmp_path / "bomb.pth")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < (1 << 19)  # in KB
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"z_dim": "eight"}, {"image_size": 16}, {"image_size": "9999"}, {"norm": "x"}, {"z_dim": 9}],
+)
+def test_settings_that_do_not_fit_are_one_line(tmp_path, config):
+    path = generator_file(tmp_path / "odd.pth", config)
+    with pytest.raises(CheckpointError, match=r"odd\.pth"):
+        Generator.from_checkpoint(path)

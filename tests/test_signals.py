@@ -1,0 +1,98 @@
+"""Signals end a run when its step is saved, with the status that shells expect."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import write_pictures
+
+import checkpoint
+from signals import noted
+from train import Config, train
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+SMALL = ["--data", "pictures", "--image_size", "16", "--features", "4", "--batch_size", "4",
+         "--epochs", "100000", "--log_every", "1", "--device", "cpu"]  # fmt: skip
+
+
+@contextlib.contextmanager
+def running(*arguments, ready=20):
+    """Start train.py, or a command before it, and wait until its log has some steps."""
+    write_pictures(Path("pictures"), 40)
+    process = subprocess.Popen(
+        [*arguments, str(ROOT / "train.py"), *SMALL], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log = Path("samples", "pictures", "log.jsonl")
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") > ready):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_saves_the_step_and_says_how_to_go_on(name):
+    number = getattr(signal, name)
+    with running(sys.executable) as process:
+        sent = time.monotonic()
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    assert time.monotonic() - sent < 5
+    assert process.returncode == 128 + number
+    step = checkpoint.load("checkpoints/pictures/last.pth")["step"]
+    last_line = said.splitlines()[-1]
+    assert f"{name}: saved step {step:,}; go on with train.py --name pictures --resume" in last_line
+    assert "Traceback" not in said
+    log = [json.loads(line) for line in Path("samples/pictures/log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == list(range(1, step + 1))
+    again = train(Config(name="pictures", resume="last", steps=step + 3))
+    assert checkpoint.load(again)["step"] == step + 3
+
+
+def test_ranks_stop_together():
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    with running(*launch) as process:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    step = checkpoint.load("checkpoints/pictures/last.pth")["step"]
+    log = Path("samples/pictures/log.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["step"] == step
+
+
+def test_a_second_interrupt_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), noted() as came:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert came() == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with noted() as came:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert came() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_in_another_thread_trains(small):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(train(Config(**small))))
+    thread.start()
+    thread.join()
+    assert checkpoint.load(done[0])["step"] == 10
