@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import os
+import signal
 import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -65,7 +66,9 @@ def _in_processes(call: Callable, items: Iterable, files: int) -> Iterator:
         yield from map(call, items)
         return
     pending: deque = deque()
-    with ProcessPoolExecutor(processes) as pool:
+    # Ctrl-C reaches the workers too, but is the caller's to answer.
+    ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with ProcessPoolExecutor(processes, **ignore) as pool:
         for item in items:
             pending.append(pool.submit(call, item))
             if len(pending) > processes + 2:
