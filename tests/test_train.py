@@ -1,4 +1,4 @@
-"""The step, and runs: written, resumed bit for bit, and never overwritten."""
+"""Runs: written, resumed bit for bit, and never overwritten."""
 
 import json
 from dataclasses import replace
@@ -12,10 +12,7 @@ from PIL import Image
 import checkpoint
 from checkpoint import CheckpointError
 from dataset import DataError
-from game import make_players, train_step
-from losses import LOSSES
-from record import Record
-from train import Config, Diverged, train
+from train import Config, train
 from utils import SettingsError
 
 STATES = ("generator", "discriminator", "optimizer_g", "optimizer_d")
@@ -30,59 +27,6 @@ def same(a, b):
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
-
-
-# The game ----------------------------------------------------------------------------------------
-
-
-def play(steps=1, **settings):
-    config = Config(features=4, z_dim=8, channels=1, image_size=16, **settings)
-    players = make_players(config, torch.device("cpu"))
-    torch.manual_seed(1)
-    real = torch.rand(6, 1, 16, 16) * 2 - 1
-    before = [[p.clone() for p in network.parameters()] for network in players[:2]]
-    for _ in range(steps):
-        fresh = torch.randn(6, 8) if config.fresh_latents else None
-        metrics = train_step(players, LOSSES[config.loss], real, torch.randn(6, 8), fresh)
-    moved = [
-        any(not torch.equal(p, q) for p, q in zip(old, network.parameters(), strict=True))
-        for old, network in zip(before, players[:2], strict=True)
-    ]
-    return players, metrics, moved
-
-
-@pytest.mark.parametrize("fresh", [False, True])
-@pytest.mark.parametrize("loss", LOSSES)
-def test_with_one_rate_at_zero_only_the_other_network_moves(loss, fresh):
-    assert play(loss=loss, fresh_latents=fresh)[2] == [True, True]
-    assert play(loss=loss, fresh_latents=fresh, learning_rate_g=0.0)[2] == [False, True]
-    assert play(loss=loss, fresh_latents=fresh, learning_rate_d=0.0)[2] == [True, False]
-
-
-def test_a_step_reports_the_losses_and_outputs_it_had():
-    players, metrics, _ = play()
-    assert metrics.shape == (4,) and not metrics.requires_grad and metrics.isfinite().all()
-    d_real, d_fake = metrics[2:]
-    assert 0 < d_real < 1 and 0 < d_fake < 1
-    assert all(p.requires_grad for p in players.discriminator.parameters())
-
-
-def test_adam_has_the_papers_settings():
-    players, _, _ = play()
-    for optimizer in players[2:]:
-        assert optimizer.defaults["lr"] == 0.0002
-        assert optimizer.defaults["betas"] == (0.5, 0.999)
-    rates = play(learning_rate=0.1, learning_rate_d=0.3)[0]
-    assert [optimizer.defaults["lr"] for optimizer in rates[2:]] == [0.1, 0.3]
-
-
-def test_the_discriminator_learns_to_tell_while_the_generator_stands_still():
-    _, metrics, _ = play(steps=60, learning_rate_g=0.0, learning_rate_d=0.002)
-    loss_d, _, d_real, d_fake = metrics.tolist()
-    assert loss_d < 0.2 and d_real > 0.9 and d_fake < 0.1
-
-
-# Runs --------------------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_what_the_readme_says(small, tmp_path):
@@ -160,77 +104,6 @@ def test_drawing_a_grid_in_between_changes_nothing(small):
     often = checkpoint.load(train(Config(**small, name="often", sample_every=1)))
     never = checkpoint.load(train(Config(**small, name="never", sample_every=1000)))
     assert all(same(often[state], never[state]) for state in STATES)
-
-
-def test_what_cannot_be_written_is_warned_of_and_at_the_end_raised(tmp_path, capsys):
-    nowhere = tmp_path / "missing" / "last.pth"
-    with pytest.raises(FileNotFoundError, match="missing"), Record(tmp_path) as record:
-        for _ in range(20):
-            record.later(checkpoint.save, nowhere, {})
-    assert capsys.readouterr().err.count("training goes on") >= 10
-    with pytest.raises(ZeroDivisionError), Record(tmp_path) as record:
-        record.later(checkpoint.save, tmp_path / "whole.pth", {})
-        record.later(checkpoint.save, nowhere, {})
-        raise ZeroDivisionError  # training's own error is what a reader needs to see
-    assert checkpoint.load(tmp_path / "whole.pth")
-
-
-def test_a_full_disk_keeps_the_checkpoint_that_is_there(tmp_path):
-    resource = pytest.importorskip("resource")
-    path = tmp_path / "last.pth"
-    checkpoint.save(path, {"step": 1})
-    kept = path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 100, limits[1]))  # bytes of a file
-    try:
-        with pytest.raises(OSError, match="File too large") as caught:
-            checkpoint.save(path, {"step": 2, "weights": torch.zeros(1000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert caught.value.filename == str(path)
-    assert path.read_bytes() == kept and list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("settings", [{}, {"log_every": 3}, {"log_every": 5, "save_every": 1}])
-def test_a_run_that_diverges_names_its_step_and_writes_nothing_of_it(small, tmp_path, settings):
-    small |= settings | {"loss": "lsgan", "precision": "fp32", "sample_every": 4}
-    last = train(Config(**small, steps=5, learning_rate=1e-4))
-    state = torch.load(last, weights_only=True)
-    for group in state["optimizer_d"]["param_groups"]:
-        group["lr"] = 1e20
-    checkpoint.save(last, state)
-    with pytest.raises(Diverged, match=r"step 6 "):
-        train(Config(**small, resume="last", steps=20))
-    assert checkpoint.load(last)["step"] == 5
-    log = (tmp_path / "samples" / "pictures" / "log.jsonl").read_text()
-    assert "NaN" not in log and "Infinity" not in log
-    grids = sorted((tmp_path / "samples" / "pictures").glob("step_*.png"))
-    assert int(grids[-1].stem.removeprefix("step_")) == 5
-
-
-def test_resume_goes_back_past_checkpoints_that_are_damaged(small, capsys):
-    last = train(Config(**small, save_every=1))
-    second = last.with_name("epoch_0002.pth")
-    for path in (last, second):
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
-    resumed = train(Config(**small | {"epochs": 3}, resume="last"))
-    said = capsys.readouterr().err
-    assert said.count("going on from") == 2 and "epoch_0001.pth" in said
-    assert checkpoint.load(resumed)["step"] == 15
-    for path in last.parent.glob("*.pth"):
-        path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"last\.pth"):
-        train(Config(**small | {"epochs": 4}, resume="last"))
-
-
-def test_what_a_killed_writer_left_is_swept(small):
-    last = train(Config(**small, steps=1))
-    left = last.with_name(".last.pth.123.tmp")
-    left.write_bytes(b"half a checkpoint")
-    train(Config(**small, resume="last", steps=2))
-    assert not left.exists()
 
 
 def test_a_run_is_never_overwritten(small):
