@@ -13,7 +13,6 @@ A training checkpoint is a dictionary of plain values and tensors, which `torch.
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+import atomic
 
 FORMAT = "dcgan-1"
 GENERATOR_SETTINGS = (
@@ -35,31 +36,13 @@ class CheckpointError(ValueError):
 def save(path: str | Path, contents: Mapping[str, Any]) -> None:
     """Write `contents` to `path`, whole or not at all.
 
-    Written beside its place, flushed to the disk and then renamed, so that a crash leaves the
-    file that was there before.
+    Raises:
+        OSError: naming `path`; the file that was there before still is.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     serialized = io.BytesIO()  # as torch hides what the system says of a disk that is full
     torch.save({"format": FORMAT, **contents}, serialized)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(serialized.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)
-        raise
-    _sync_folder(path.parent)
-
-
-def sweep(folder: Path) -> None:
-    """Delete what writers that were killed have left in `folder`."""
-    for path in folder.glob(".*.pth.*.tmp"):
-        path.unlink(missing_ok=True)
+    with atomic.writing(Path(path)) as file:
+        file.write(serialized.getbuffer())
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -129,14 +112,3 @@ def check_weights(
             raise CheckpointError(f"{path}: {name} has not the shape {tuple(tensor.shape)}")
         if given.untyped_storage().nbytes() < given.numel() * given.element_size():
             raise CheckpointError(f"{path}: {name} holds less than its shape says")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut; Windows offers no such call."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

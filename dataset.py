@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from cache import Cached, clear, open_cached
 from sources import NAMED_SETS, DataError, Found, default_size, find
+from utils import run_script
 
 CPU = torch.device("cpu")
 
@@ -236,8 +237,8 @@ def _chunks(rows: np.ndarray) -> list[np.ndarray]:
 
 def examine(found: Found, cached: Cached, contact_sheet: Path) -> str:
     """Write a sheet of up to 64 of the pictures, spread over them all, and report on the set."""
-    images, skipped = cached.images, dict(cached.skipped)
-    names = [printable(name) for name in found.names if name not in skipped]
+    images, undecoded = cached.images, dict(cached.skipped[len(found.unreadable) :])
+    names = [printable(name) for name in found.names if name not in undecoded]
     lines = [f"pictures: {len(images):,}"]
     if names:
         spread = images[np.linspace(0, len(images) - 1, min(len(images), 64)).round().astype(int)]
@@ -255,8 +256,8 @@ def examine(found: Found, cached: Cached, contact_sheet: Path) -> str:
             lines.append(f"{kind} of an earlier picture, within {ALIKE:g} levels: {len(pairs):,}")
             lines += [f"    {names[j]} of {names[i]}" for i, j in pairs[:10]]
             lines += [f"    and {len(pairs) - 10:,} more"] * (len(pairs) > 10)
-    lines.append(f"can't be read: {len(skipped):,}")
-    lines += [f"    {printable(name)}: {reason}" for name, reason in skipped.items()]
+    lines.append(f"can't be read: {len(cached.skipped):,}")
+    lines += [f"    {printable(name)}: {reason}" for name, reason in cached.skipped]
     return "\n".join(lines)
 
 
@@ -279,18 +280,12 @@ def main() -> None:
     output = Path(flags.output or f"samples/{run_name(flags.data)}/contact_sheet.png")
     if output.suffix.lower() != ".png":
         parser.error(f"--output {output}: must be a .png file")
-    try:
-        size = parse_size(flags.image_size) if flags.image_size else None
-        found, size = find(flags.data, flags.download_dir), size or default_size(flags.data)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        name = run_name(flags.data)
-        cached = open_cached(found, size, flags.channels, flags.cache_dir, name)
-        print(examine(found, cached, output))
-    except DataError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"{error.filename}: {error.strerror}")
+    size = parse_size(flags.image_size) if flags.image_size else None
+    found, size = find(flags.data, flags.download_dir), size or default_size(flags.data)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    cached = open_cached(found, size, flags.channels, flags.cache_dir, run_name(flags.data))
+    print(examine(found, cached, output))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -108,7 +108,8 @@ def _decode(
             # A JPEG decodes at a half, quarter or eighth several times faster. Twice the size
             # wanted is left to the resampling, and a turned picture keeps enough too.
             image.draft(None, (2 * max(size), 2 * max(size)))
-            image = _standard(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            image = _standard(image)
             stored = len(image.getbands())
             if channels:
                 image = to_channels(image, channels)
@@ -130,15 +131,20 @@ def _standard(image: Image.Image) -> Image.Image:
         palette = np.reshape(image.getpalette("RGB"), (-1, 3))
         grey = bool((palette == palette[:, :1]).all())
     if image.has_transparency_data:
-        return image.convert("LA" if grey else "RGBA")
-    return image.convert("L" if grey else "RGB")
+        return _as_mode(image, "LA" if grey else "RGBA")
+    return _as_mode(image, "L" if grey else "RGB")
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Convert a picture; one that is right already is not copied, as Pillow would."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """Convert an L, LA, RGB or RGBA picture to 1 (grey), 3 (RGB) or 4 (RGBA) channels."""
     if channels == 4:
-        return image.convert("RGBA")
+        return _as_mode(image, "RGBA")
     if image.mode in ("LA", "RGBA"):
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("L" if channels == 1 else "RGB")
+    return _as_mode(image, "L" if channels == 1 else "RGB")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+import atomic
 import checkpoint
 from checkpoint import CheckpointError
 from config import Config
@@ -143,13 +146,15 @@ class Record:
 
     def __init__(self, folder: Path, step: int = 0, tensorboard: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        atomic.sweep(folder)
         self.folder = folder
         self.log_path = folder / "log.jsonl"
         entries = [entry for entry in self.entries() if entry["step"] <= step]
         for path in self.grids():
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
-        self.log_path.write_text("".join(map(_json_line, entries)), encoding="utf-8")
+        with atomic.writing(self.log_path) as file:
+            file.writelines(map(_json_line, entries))
         self.thread = ThreadPoolExecutor(1)
         self.pending: deque[Future[None]] = deque()
         self.writer = None
@@ -196,8 +201,12 @@ class Record:
 
     def log(self, entry: Mapping[str, float]) -> None:
         """Add a line to log.jsonl; `entry` has the step among its values."""
-        with open(self.log_path, "a", encoding="utf-8") as file:
-            file.write(_json_line(entry))
+        line = _json_line(entry)
+        with open(self.log_path, "ab", buffering=0) as file:
+            end = file.tell()
+            if file.write(line) < len(line):  # the disk is full; the next line must not join it
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.log_path))
         if self.writer:
             for name in entry.keys() - {"step"}:
                 self.writer.add_scalar(name, entry[name], entry["step"])
@@ -205,7 +214,8 @@ class Record:
     def draw(self, name: str, images: np.ndarray, step: int = 0) -> None:
         """Write images (N, H, W, C) uint8 as the grid `name`.png."""
         grid = make_grid(images)
-        grid.save(self.folder / f"{name}.png")
+        with atomic.writing(self.folder / f"{name}.png") as file:
+            grid.save(file, "PNG")
         if self.writer:
             pixels = np.atleast_3d(np.asarray(grid))
             self.writer.add_image(name.split("_")[0], pixels, step, dataformats="HWC")
@@ -221,8 +231,8 @@ class Record:
         write_animation(self.folder / "training.webp", self.grids())
 
 
-def _json_line(entry: Mapping[str, float]) -> str:
-    return json.dumps(entry) + "\n"
+def _json_line(entry: Mapping[str, float]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
 
 
 def write_animation(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> None:
@@ -233,10 +243,11 @@ def write_animation(path: Path, frames: Sequence[Path], seconds: float = 8.0) ->
     taken = np.linspace(0, len(frames) - 1, min(len(frames), 100)).round().astype(int)
     pictures = [to_channels(Image.open(frames[i]), 3) for i in taken]
     durations = [round(seconds * 1000 / len(pictures))] * (len(pictures) - 1) + [2000]
-    pictures[0].save(
-        path, save_all=True, append_images=pictures[1:], duration=durations, loop=0,
-        quality=80, method=0,
-    )  # fmt: skip
+    with atomic.writing(path) as file:
+        pictures[0].save(
+            file, "WEBP", save_all=True, append_images=pictures[1:], duration=durations, loop=0,
+            quality=80, method=0,
+        )  # fmt: skip
 
 
 def plot_log(path: Path, entries: Sequence[Mapping[str, float]]) -> None:
@@ -254,4 +265,5 @@ def plot_log(path: Path, entries: Sequence[Mapping[str, float]]) -> None:
         axes.legend(loc="upper right")
         axes.grid(alpha=0.3)
     bottom.set_xlabel("step")
-    figure.savefig(path, dpi=100)
+    with atomic.writing(path) as file:
+        figure.savefig(file, format="png", dpi=100)

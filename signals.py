@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -28,16 +27,10 @@ def noted() -> Iterator[Callable[[], int]]:
     the main thread receives signals; in another nothing is noted.
     """
     came: list[int] = []
-    terminals = [descriptor for descriptor in (1, 2) if _is_terminal(descriptor)]
 
     def note(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and signal.SIGINT in came:
             raise KeyboardInterrupt
-        if number == getattr(signal, "SIGHUP", None):
-            # The terminal is gone, and the next line of progress would raise before the save.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for descriptor in terminals:
-                os.dup2(nowhere, descriptor)
         came.append(number)
 
     before = {}
@@ -50,10 +43,3 @@ def noted() -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def _is_terminal(descriptor: int) -> bool:
-    try:
-        return os.isatty(descriptor)
-    except OSError:  # closed
-        return False

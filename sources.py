@@ -9,6 +9,8 @@ import functools
 import hashlib
 import io
 import os
+import re
+import stat
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +34,11 @@ DEFAULT_IMAGE_SIZE = 64
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
             ".pgm", ".pbm", ".avif", ".jp2"}  # fmt: skip
 
+# Archives, which are not looked into when they lie in another.
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+
+MAX_MEMBER = 1 << 28  # bytes that a picture in an archive may unpack to
+
 # The decoders that may open a file, whatever its suffix. Not EPS or PDF, which run programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
@@ -46,7 +53,7 @@ class Found(NamedTuple):
     names: Sequence[str]  # in the order of the data set
     open: Callable[[str], Image.Image]  # opens one by its name
     stamp: str  # a digest of what they are: it changes when a file is added, replaced or removed
-    unreadable: list[tuple[str, str]]  # folders that can't be opened, and why
+    unreadable: list[tuple[str, str]]  # folders and files that aren't opened, and why
     in_memory: bool = False
 
 
@@ -70,7 +77,8 @@ def find(data: str, download_dir: str = "data") -> Found:
         raise DataError(f"--data {data}: no such folder or .zip file, nor one of the sets {names}")
     if len(found.names) == 0:
         listed = " ".join(sorted(SUFFIXES))
-        raise DataError(f"--data {data}: no pictures in it or its subfolders ({listed})")
+        why = "".join(f"; {name}: {reason}" for name, reason in found.unreadable[:3])
+        raise DataError(f"--data {data}: no pictures in it or its subfolders ({listed}){why}")
     return found
 
 
@@ -124,15 +132,41 @@ def _walk(
 
 
 def _find_members(archive: Path) -> Found:
+    """Find an archive's pictures, which are read one by one and never unpacked onto the disk."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = {info.filename for info in opened.infolist() if not info.is_dir()}
+            members = [info for info in opened.infolist() if not info.is_dir()]
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
         raise DataError(f"--data {archive}: neither a folder nor a .zip that can be read") from None
-    names = sorted(filter(_is_picture, members), key=lambda name: name.split("/"))
+    names, refused = {}, []
+    for info in members:
+        reason = _refusal(info)
+        if reason:
+            refused.append((info.filename, reason))
+        elif _is_picture(info.filename):
+            if info.filename in names:
+                refused.append((info.filename, "a later file of the archive has the same name"))
+            names[info.filename] = info
     status = os.stat(archive)
     stamp = hashlib.sha256(b"%d\0%d" % (status.st_size, status.st_mtime_ns)).hexdigest()
-    return Found(names, functools.partial(_open_member, str(archive)), stamp, [])
+    in_order = sorted(names, key=lambda name: name.split("/"))
+    return Found(in_order, functools.partial(_open_member, str(archive)), stamp, refused)
+
+
+def _refusal(member: zipfile.ZipInfo) -> str:
+    """Tell why a member of an archive is neither read nor ignored, or give nothing."""
+    name = member.filename.replace("\\", "/")
+    if name.lower().endswith(ARCHIVE_SUFFIXES):
+        return "an archive in the archive: unpack it first"
+    if not _is_picture(name):
+        return ""
+    if name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:", name):
+        return "its name leads out of the archive"
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return "a link"
+    if member.file_size > MAX_MEMBER:
+        return f"unpacks to {member.file_size / 1e6:,.0f} MB"
+    return ""
 
 
 def _is_picture(member: str) -> bool:

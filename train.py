@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import atomic
 import checkpoint
 import ranks
 from checkpoint import CheckpointError
@@ -220,8 +221,10 @@ def play(config: Config, plan: Plan, players: Players, images: np.ndarray) -> Pa
                 record.later(record.log, entry)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
             if draws:
-                grid = to_image(draw(players.generator, grid_z))
-                record.later(record.draw, f"step_{step:07d}", grid, step)
+                grid = draw(players.generator, grid_z)
+                if not grid.isfinite().all():
+                    raise Diverged(step)
+                record.later(record.draw, f"step_{step:07d}", to_image(grid), step)
             if ends:
                 contents = {"config": asdict(config), "epoch": epoch, "step": step}
                 contents |= {"pictures": len(images), **copy_states(players, step)}
@@ -286,7 +289,7 @@ def open_record(config: Config, plan: Plan, images: np.ndarray) -> Record:
         set_aside(folder)
         set_aside(sample_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.sweep(folder)
+    atomic.sweep(folder)
     write_settings(folder / "settings.txt", config)
     record = Record(sample_folder, plan.start, config.tensorboard)
     record.draw("real", images[:: -(-len(images) // len(GRID_SEEDS))])

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
+import atomic
+import streams
 from sources import DataError
 
 Settings = TypeVar("Settings")
@@ -188,7 +190,8 @@ def write_settings(path: Path, settings: Any) -> None:
             plain = re.fullmatch(r'[^\s"#=]([^"#]*[^\s"#])?', str(value))
             value = value if plain else '"{}"'.format(value.replace('"', '""'))
             lines.append(f"--{field.name} {value}")
-    path.write_bytes("\n".join([*lines, ""]).encode("utf-8", "surrogateescape"))
+    with atomic.writing(path) as file:
+        file.write("\n".join([*lines, ""]).encode("utf-8", "surrogateescape"))
 
 
 def _type_of(settings: Any, field: dataclasses.Field) -> type:
@@ -205,6 +208,7 @@ def run_script(main: Callable[[], Any], *mistakes: type[Exception]) -> None:
     Mistakes are errors in settings and data, those given, and files that the system refuses. What
     a signal has stopped ends with one line too, and with 128 + its number, as shells expect.
     """
+    streams.keep_open()
     try:
         main()
     except (SettingsError, DataError, *mistakes) as error:

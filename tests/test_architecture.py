@@ -8,21 +8,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"train", "generate"}
 MAY_IMPORT = {
-    "checkpoint": set(),
+    "atomic": set(),
+    "checkpoint": {"atomic"},
     "graph": set(),
     "losses": set(),
     "matrix_conv": set(),
     "ranks": set(),
     "signals": set(),
     "sources": set(),
+    "streams": set(),
     "pictures": {"sources"},
     "cache": {"pictures", "sources"},
-    "dataset": {"cache", "sources"},
+    "dataset": {"cache", "sources", "utils"},
     "models": {"checkpoint"},
     "game": {"config", "dataset", "losses", "matrix_conv", "models"},
-    "utils": {"sources"},
+    "utils": {"atomic", "sources", "streams"},
     "config": {"dataset", "sources", "utils"},
-    "record": {"checkpoint", "config", "dataset", "pictures", "sources", "utils"},
+    "record": {"atomic", "checkpoint", "config", "dataset", "pictures", "sources", "utils"},
 }
 OURS = {path.stem for path in ROOT.glob("*.py")}
 

@@ -1,0 +1,63 @@
+"""What the stress programs share: a small run to do harm to, and the counts that they print."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import checkpoint  # noqa: E402
+from conftest import write_pictures  # noqa: E402, F401
+
+# A run of 5 steps an epoch, which takes every chance to write a file.
+RUN = ["--data", "pictures", "--image_size", "16", "--features", "8", "--batch_size", "4",
+       "--save_every", "1", "--keep", "3", "--device", "cpu"]  # fmt: skip
+STATES = ("generator", "discriminator", "optimizer_g", "optimizer_d")
+
+
+def command(script: str, *flags: str) -> list[str]:
+    """Give the command that runs one of our scripts."""
+    return [sys.executable, str(ROOT / script), *flags]
+
+
+def start(folder: Path, words: Sequence[str], **options) -> subprocess.Popen:
+    """Start a command in `folder`; its output can be read from the process."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, cwd=folder, **pipes | options)
+
+
+def run(folder: Path, words: Sequence[str], **options) -> tuple[int, str]:
+    """Run a command in `folder`; give its status and what it said on stderr."""
+    process = start(folder, words, **options)
+    _, said = process.communicate()
+    return process.returncode, said or ""
+
+
+def digest(path: Path) -> str:
+    """Give a hash of both networks and both optimizers of a checkpoint."""
+    contents = checkpoint.load(path)
+    return hashlib.sha256(repr([flat(contents[name]) for name in STATES]).encode()).hexdigest()
+
+
+def flat(value: object) -> object:
+    """Turn a nest of dictionaries, lists and tensors into plain values."""
+    if isinstance(value, dict):
+        return {key: flat(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [flat(inner) for inner in value]
+    if hasattr(value, "numpy"):
+        return value.numpy().tobytes()
+    return value
+
+
+def conclude(counts: Counter, broken: Sequence[str]) -> int:
+    """Print the counts; give 1 if one of those that stand for a broken promise is not 0."""
+    for name in [*(name for name in counts if name not in broken), *broken]:
+        print(f"{name}: {counts[name]:,}")
+    return int(any(counts[name] for name in broken))
