@@ -112,3 +112,5 @@ def check_weights(
             raise CheckpointError(f"{path}: {name} has not the shape {tuple(tensor.shape)}")
         if given.untyped_storage().nbytes() < given.numel() * given.element_size():
             raise CheckpointError(f"{path}: {name} holds less than its shape says")
+        if not given.isfinite().all():
+            raise CheckpointError(f"{path}: {name} holds numbers that are not finite")

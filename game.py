@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from checkpoint import CheckpointError, check_weights
 from config import Config
 from dataset import parse_size, random_at, to_device
 from losses import Loss
@@ -73,9 +74,8 @@ def train_step(
     return torch.stack([loss_d, loss_g, *outputs]).detach()
 
 
-def make_players(config: Config, device: torch.device) -> Players:
-    """Make networks and optimizers; the weights follow from the seed alone, on every device."""
-    torch.manual_seed(config.seed)
+def make_networks(config: Config) -> tuple[Generator, Discriminator]:
+    """Make the two networks that `config` describes."""
     size = parse_size(config.image_size)
     generator = Generator(
         config.z_dim, config.features, config.channels, size,
@@ -84,6 +84,13 @@ def make_players(config: Config, device: torch.device) -> Players:
     discriminator = Discriminator(
         config.features, config.channels, size, config.max_features, config.norm
     )
+    return generator, discriminator
+
+
+def make_players(config: Config, device: torch.device) -> Players:
+    """Make networks and optimizers; the weights follow from the seed alone, on every device."""
+    torch.manual_seed(config.seed)
+    generator, discriminator = make_networks(config)
     optimizers = []
     for network, rate in (
         (generator, config.learning_rate_g), (discriminator, config.learning_rate_d),
@@ -104,10 +111,32 @@ def make_players(config: Config, device: torch.device) -> Players:
     return Players(generator, discriminator, *optimizers)
 
 
+def check_saved(config: Config, saved: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose weights are not those of the networks that `config` describes.
+
+    Compares with networks that have shapes alone: a few bytes may ask for gigabytes.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    with torch.device("meta"):
+        networks = make_networks(config)
+    for name, network in zip(("generator", "discriminator"), networks, strict=True):
+        check_weights(saved["path"], saved[name], network.state_dict())
+
+
 def load_players(players: Players, saved: Mapping[str, Any]) -> None:
-    """Give networks and optimizers the state of a checkpoint, also of one from another device."""
+    """Give networks and optimizers the state of a checkpoint, also of one from another device.
+
+    Raises:
+        CheckpointError: a state is not one of these players'.
+    """
     for name, player in players._asdict().items():
-        player.load_state_dict(saved[name])
+        try:
+            player.load_state_dict(saved[name])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            raise CheckpointError(f"{saved['path']}: its {name} does not fit ({reason})") from error
         for group in getattr(player, "param_groups", ()):
             group["capturable"] = player.defaults["capturable"]  # this device's, not the saved
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import multiprocessing
 import os
 import signal
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -23,6 +25,7 @@ from tqdm import tqdm
 from sources import Found
 
 CHUNK = 64  # pictures that a process decodes at a time
+MAX_PIXELS = 40_000_000  # to decode, at 8 bytes each and more; a JPEG's after it was scaled down
 FILES_PER_PROCESS = 256  # fewer are decoded sooner than another process starts
 
 
@@ -66,15 +69,24 @@ def _in_processes(call: Callable, items: Iterable, files: int) -> Iterator:
         yield from map(call, items)
         return
     pending: deque = deque()
-    # Ctrl-C reaches the workers too, but is the caller's to answer.
-    ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with ProcessPoolExecutor(processes, **ignore) as pool:
+    with ProcessPoolExecutor(processes, initializer=_begin_process) as pool:
         for item in items:
             pending.append(pool.submit(call, item))
             if len(pending) > processes + 2:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+def _begin_process() -> None:
+    """Leave Ctrl-C to the caller's process, and end when that has gone, even if it was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_caller, daemon=True).start()
+
+
+def _end_with_caller() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def suits(stored: Collection[int]) -> int:
@@ -108,24 +120,31 @@ def _decode(
             # A JPEG decodes at a half, quarter or eighth several times faster. Twice the size
             # wanted is left to the resampling, and a turned picture keeps enough too.
             image.draft(None, (2 * max(size), 2 * max(size)))
-            ImageOps.exif_transpose(image, in_place=True)
+            # A progressive JPEG is held whole while it decodes, at whatever size.
+            held = (width, height) if image.info.get("progressive") else image.size
+            if held[0] * held[1] > MAX_PIXELS:
+                raise ValueError(f"more than {MAX_PIXELS / 1e6:.0f} million pixels")
+            image.load()
+            with contextlib.suppress(Exception):  # a broken EXIF block costs no pixels
+                ImageOps.exif_transpose(image, in_place=True)
             image = _standard(image)
             stored = len(image.getbands())
+            image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
             if channels:
                 image = to_channels(image, channels)
-            image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
             return Decoded(np.asarray(image).reshape(*size, -1), mode, width, height, stored)
     except UnidentifiedImageError:
         return Decoded(None, reason="not a picture, or a broken one")
     except Exception as error:  # a broken picture makes Pillow raise nearly anything
-        return Decoded(None, reason=str(error) or type(error).__name__)
+        reason = getattr(error, "strerror", None) or str(error)
+        return Decoded(None, reason=reason or type(error).__name__)
 
 
 def _standard(image: Image.Image) -> Image.Image:
     """Convert any of Pillow's modes to L, LA, RGB or RGBA, keeping what the picture shows."""
     if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip to white
-        levels = np.asarray(image).astype(np.int64)
-        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+        levels = np.asarray(image)
+        return Image.fromarray((levels // 257 + (levels % 257 > 128)).astype(np.uint8))
     grey = image.mode in ("1", "L", "LA", "La")
     if image.mode == "P":
         palette = np.reshape(image.getpalette("RGB"), (-1, 3))

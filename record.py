@@ -28,6 +28,10 @@ from pictures import to_channels
 from sources import NAMED_SETS
 from utils import warn
 
+NEEDED = {  # of a checkpoint, to go on from it
+    "config": dict, "epoch": int, "step": int, "pictures": int, "generator": dict,
+    "discriminator": dict, "optimizer_g": dict, "optimizer_d": dict,
+}  # fmt: skip
 AHEAD = 8  # pieces of work that may wait to be done
 
 
@@ -49,18 +53,14 @@ def find_run(config: Config) -> tuple[Config, dict[str, Any] | None]:
         return anew, None
     is_file = config.resume != "last"
     if is_file:
-        source, moved = Path(config.resume), {}
-    elif own.exists():
-        source, moved = newest_whole(own), {"name": name, "checkpoint_dir": config.checkpoint_dir}
+        saved, moved = read(config.resume), {}
+    elif own.exists() or any(own.parent.glob("epoch_*.pth")):
+        saved, moved = newest_whole(own), {"name": name, "checkpoint_dir": config.checkpoint_dir}
     else:
         print(f"Nothing is saved as {own} yet: starting anew")
         return anew, None
 
-    saved = checkpoint.load(source) | {"path": source}
-    if "optimizer_g" not in saved:
-        raise CheckpointError(
-            f"{source} can draw pictures but not be trained further: it has no optimizers"
-        )
+    source = saved["path"]
     config = replace(merge(config, saved["config"], source), resume=None, **moved)
     own = Path(config.checkpoint_dir, config.name, "last.pth")
     if is_file and own.exists() and not own.samefile(source):
@@ -68,8 +68,23 @@ def find_run(config: Config) -> tuple[Config, dict[str, Any] | None]:
     return config, saved
 
 
-def newest_whole(last: Path) -> Path:
-    """Give `last`, or if it is damaged the newest numbered checkpoint beside it that is not.
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint that a run can go on from, with its own place as "path".
+
+    Raises:
+        CheckpointError: it can't be read, or has not all that a run needs.
+    """
+    contents = checkpoint.load(path)
+    for name, kind in NEEDED.items():
+        if not isinstance(contents.get(name), kind):
+            raise CheckpointError(
+                f"{path} can't be trained further: it has no {name} to go on with"
+            )
+    return contents | {"path": Path(path)}
+
+
+def newest_whole(last: Path) -> dict[str, Any]:
+    """Read `last`, or if it is damaged the newest numbered checkpoint beside it that is not.
 
     Raises:
         CheckpointError: none of them can be used.
@@ -77,13 +92,13 @@ def newest_whole(last: Path) -> Path:
     problems = []
     for path in (last, *reversed(numbered(last.parent))):
         try:
-            checkpoint.load(path)
+            saved = read(path)
         except CheckpointError as error:
             problems.append(error)
             continue
         for problem in problems:
             warn(f"{problem}; going on from {path}")
-        return path
+        return saved
     raise problems[0]
 
 

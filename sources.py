@@ -37,7 +37,7 @@ SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", "
 # Archives, which are not looked into when they lie in another.
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
-MAX_MEMBER = 1 << 28  # bytes that a picture in an archive may unpack to
+MAX_MEMBER = 1 << 27  # bytes that a picture in an archive may unpack to
 
 # The decoders that may open a file, whatever its suffix. Not EPS or PDF, which run programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -120,14 +120,14 @@ def _walk(
             continue
         try:
             is_folder, status = entry.is_dir(), None
-            if not is_folder and _has_suffix(entry.name) and entry.is_file():
+            if not is_folder and _has_suffix(entry.name):
                 status = entry.stat()
-        except OSError as error:  # a link to itself, or into a folder that is closed
+        except OSError as error:  # a link to nothing or to itself, or into a folder that is closed
             unreadable.append((prefix + entry.name, str(error.strerror)))
             continue
         if is_folder:
             yield from _walk(entry.path, prefix + entry.name + os.sep, visited, unreadable)
-        elif status:
+        elif status and stat.S_ISREG(status.st_mode):
             yield prefix + entry.name, status
 
 
@@ -138,15 +138,16 @@ def _find_members(archive: Path) -> Found:
             members = [info for info in opened.infolist() if not info.is_dir()]
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
         raise DataError(f"--data {archive}: neither a folder nor a .zip that can be read") from None
-    names, refused = {}, []
+    names, refused = set(), []
     for info in members:
         reason = _refusal(info)
+        if info.filename in names:  # what is read by a name is the last file that has it
+            names.remove(info.filename)
+            refused.append((info.filename, "a later file of the archive has the same name"))
         if reason:
             refused.append((info.filename, reason))
         elif _is_picture(info.filename):
-            if info.filename in names:
-                refused.append((info.filename, "a later file of the archive has the same name"))
-            names[info.filename] = info
+            names.add(info.filename)
     status = os.stat(archive)
     stamp = hashlib.sha256(b"%d\0%d" % (status.st_size, status.st_mtime_ns)).hexdigest()
     in_order = sorted(names, key=lambda name: name.split("/"))
@@ -164,6 +165,8 @@ def _refusal(member: zipfile.ZipInfo) -> str:
         return "its name leads out of the archive"
     if stat.S_ISLNK(member.external_attr >> 16):
         return "a link"
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "packed by another method than deflate"  # zipfile unpacks those without a limit
     if member.file_size > MAX_MEMBER:
         return f"unpacks to {member.file_size / 1e6:,.0f} MB"
     return ""
@@ -176,7 +179,7 @@ def _is_picture(member: str) -> bool:
 
 def _is_hidden(name: str) -> bool:
     """Tell a hidden file or folder, or what macOS adds to archives."""
-    return name.startswith(".") or name == "__MACOSX"
+    return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
 
 
 def _has_suffix(name: str) -> bool:
@@ -234,7 +237,9 @@ def _open_file(folder: str, name: str) -> Image.Image:
 
 def _open_member(archive: str, name: str) -> Image.Image:
     opened = _archive(archive, os.stat(archive).st_mtime_ns, os.getpid())
-    return Image.open(io.BytesIO(opened.read(name)), formats=formats())
+    size = opened.getinfo(name).file_size
+    with opened.open(name) as member:  # no more than it says: `opened.read` would unpack it all
+        return Image.open(io.BytesIO(member.read(size)), formats=formats())
 
 
 def _open_row(array: np.ndarray, name: str) -> Image.Image:

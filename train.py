@@ -32,7 +32,15 @@ import ranks
 from checkpoint import CheckpointError
 from config import Config
 from dataset import batches, load, parse_size, to_image, to_tensor
-from game import METRICS, Players, latents_at, load_players, make_players, train_step
+from game import (
+    METRICS,
+    Players,
+    check_saved,
+    latents_at,
+    load_players,
+    make_players,
+    train_step,
+)
 from graph import Graph
 from losses import LOSSES
 from models import draw, sample_latents
@@ -100,6 +108,8 @@ def train(config: Config) -> Path:
             )
             return saved["path"]
 
+        if saved:
+            check_saved(config, saved)
         players = make_players(config, device)
         if saved:
             load_players(players, saved)

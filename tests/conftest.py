@@ -1,8 +1,17 @@
 """Small pictures and small runs that several files of tests share."""
 
+import os
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
+
+# Neither this process nor those that the tests start may reach another machine.
+OFFLINE = Path(__file__).parent / "offline"
+runpy.run_path(str(OFFLINE / "sitecustomize.py"))
+os.environ["PYTHONPATH"] = f"{OFFLINE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
 
 
 def write_pictures(folder, count, size=(20, 24), mode="RGB", suffix=".png", first=0):

@@ -1,6 +1,8 @@
-"""The layout: which module may import which, and nothing that runs at import."""
+"""The layout: which module may import which, what runs at import; and what no code may do."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ MAY_IMPORT = {
     "cache": {"pictures", "sources"},
     "dataset": {"cache", "sources", "utils"},
     "models": {"checkpoint"},
-    "game": {"config", "dataset", "losses", "matrix_conv", "models"},
+    "game": {"checkpoint", "config", "dataset", "losses", "matrix_conv", "models"},
     "utils": {"atomic", "sources", "streams"},
     "config": {"dataset", "sources", "utils"},
     "record": {"atomic", "checkpoint", "config", "dataset", "pictures", "sources", "utils"},
@@ -58,3 +60,20 @@ def test_nothing_runs_at_import(module):
             calls = {ast.unparse(n.func) for n in ast.walk(node) if isinstance(n, ast.Call)}
             allowed = {"TypeVar", "Loss", "range", "re.compile", "timedelta", "torch.device"}
             assert calls <= allowed, f"{module}: {calls}"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: path.name)
+def test_no_checkpoint_is_read_with_leave_to_run_code(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert "weights_only=True" in ast.unparse(node), f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("how", ["tcp.connect(there)", "udp.sendto(b'hello', there)"])
+def test_the_tests_are_off_the_network(how):
+    setup = "import socket as s; tcp, udp = s.socket(), s.socket(s.AF_INET, s.SOCK_DGRAM); "
+    code = setup + "there = ('192.0.2.1', 9); " + how  # an address for documentation, RFC 5737
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "PermissionError: the tests may not reach 192.0.2.1" in done.stderr
+    with pytest.raises(PermissionError, match="may not reach"):
+        exec(code, {})

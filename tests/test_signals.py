@@ -62,16 +62,6 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(name):
     assert checkpoint.load(again)["step"] == step + 3
 
 
-def test_ranks_stop_together():
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    with running(*launch) as process:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-    step = checkpoint.load("checkpoints/pictures/last.pth")["step"]
-    log = Path("samples/pictures/log.jsonl").read_text().splitlines()
-    assert json.loads(log[-1])["step"] == step
-
-
 def test_a_second_interrupt_does_not_wait():
     with pytest.raises(KeyboardInterrupt), noted() as came:
         os.kill(os.getpid(), signal.SIGINT)

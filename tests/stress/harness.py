@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -12,18 +13,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import checkpoint  # noqa: E402
 from conftest import write_pictures  # noqa: E402, F401
+
+import checkpoint  # noqa: E402
 
 # A run of 5 steps an epoch, which takes every chance to write a file.
 RUN = ["--data", "pictures", "--image_size", "16", "--features", "8", "--batch_size", "4",
        "--save_every", "1", "--keep", "3", "--device", "cpu"]  # fmt: skip
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 STATES = ("generator", "discriminator", "optimizer_g", "optimizer_d")
 
 
-def command(script: str, *flags: str) -> list[str]:
-    """Give the command that runs one of our scripts."""
-    return [sys.executable, str(ROOT / script), *flags]
+def command(script: str, *flags: str, launcher: Sequence[str] = ()) -> list[str]:
+    """Give the command that runs one of our scripts, also by a launcher such as TORCHRUN."""
+    return [sys.executable, *launcher, str(ROOT / script), *flags]
 
 
 def start(folder: Path, words: Sequence[str], **options) -> subprocess.Popen:
@@ -43,6 +46,12 @@ def digest(path: Path) -> str:
     """Give a hash of both networks and both optimizers of a checkpoint."""
     contents = checkpoint.load(path)
     return hashlib.sha256(repr([flat(contents[name]) for name in STATES]).encode()).hexdigest()
+
+
+def last_step(log: Path) -> int:
+    """Give the last step of a run's log, 0 if there is none yet."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
 
 
 def flat(value: object) -> object:
