@@ -8,6 +8,7 @@ A training checkpoint is a dictionary of plain values and tensors, which `torch.
     epoch, step    completed epochs and steps
     pictures       how many it was trained on
     generator, discriminator, optimizer_g, optimizer_d    their state dicts
+    generator_ema  that of the generator's average
 """
 
 from __future__ import annotations
@@ -77,8 +78,12 @@ def load(path: str | Path) -> dict[str, Any]:
     return contents
 
 
-def read_generator(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_generator(
+    path: str | Path, average: bool = True
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read from a checkpoint the settings (arguments of `models.Generator`) and the weights.
+
+    These are the average of the weights, if there is one, or with `average=False` the last.
 
     Raises:
         CheckpointError: as `load`.
@@ -93,7 +98,8 @@ def read_generator(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
         settings["image_size"] = (int(height), int(width or height))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: its config is not a generator's ({error!r})") from error
-    return settings, contents["generator"]
+    weights = contents["generator"]
+    return settings, contents.get("generator_ema", weights) if average else weights
 
 
 def check_weights(

@@ -64,6 +64,13 @@ class Config:
     beta2: float = setting("game", 0.999, "Adam's", minimum=0, below=1)
     fresh_latents: bool = setting("game", False, "new latents for the generator's half of a step")
 
+    ema: float = setting(
+        "game", 0.999, "decay of the generator's average, which draws; 0: none", minimum=0, below=1
+    )
+    augment: bool = setting(
+        "game", False, "show D all pictures changed in colour and place, with holes (small sets)"
+    )
+
     epochs: int = setting("run", 40, "times to see each picture", minimum=1, may_change=True)
     steps: int | None = setting(
         "run", None, "steps in all; wins over epochs", shown="none", minimum=1, may_change=True

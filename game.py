@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from augment import CHANCES, augment
 from checkpoint import CheckpointError, check_weights
 from config import Config
 from dataset import parse_size, random_at, to_device
@@ -19,12 +23,13 @@ METRICS = ("loss_d", "loss_g", "d_real", "d_fake")  # what train_step gives
 
 
 class Players(NamedTuple):
-    """Both networks and their optimizers."""
+    """Both networks, their optimizers, and the average of the generator that pictures come from."""
 
     generator: Generator
     discriminator: Discriminator
     optimizer_g: torch.optim.Optimizer
     optimizer_d: torch.optim.Optimizer
+    generator_ema: Generator
 
 
 def train_step(
@@ -33,15 +38,17 @@ def train_step(
     real: Tensor,
     z: Tensor,
     z_fresh: Tensor | None = None,
+    chances: Tensor | None = None,
     precision: str = "fp32",
 ) -> Tensor:
     """Play one step of each network on real images (N, C, H, W) in [-1, 1] and latents z (N, Z).
 
-    With `z_fresh` (N, Z) the generator's half draws new images from it. With precision "bf16" the
-    layers compute in that, from 32-bit weights. Gives loss_d, loss_g, and the means of D(x) and
-    D(G(z)), (4,), on the device.
+    With `z_fresh` (N, Z) the generator's half draws new images from it. With `chances` (3, N, 7)
+    the discriminator sees all images augmented. With precision "bf16" the layers compute in that,
+    from 32-bit weights. Gives loss_d, loss_g, and the means of D(x) and D(G(z)), (4,), on the
+    device.
     """
-    generator, discriminator, optimizer_g, optimizer_d = players
+    generator, discriminator, optimizer_g, optimizer_d, _ = players
     # Each half enters it anew: inside, weights are converted once, and D's are about to change.
     autocast = torch.autocast(real.device.type, torch.bfloat16, enabled=precision == "bf16")
 
@@ -50,7 +57,8 @@ def train_step(
     with autocast:
         with torch.set_grad_enabled(z_fresh is None):
             fake = generator(z)
-        logit_real, logit_fake = discriminator(real), discriminator(fake.detach())
+        logit_real = discriminator(_seen(real, chances, 0))
+        logit_fake = discriminator(_seen(fake.detach(), chances, 1))
     logit_real, logit_fake = logit_real.float(), logit_fake.float()
     loss_d = loss.discriminator(logit_real, logit_fake)
     optimizer_d.zero_grad()
@@ -63,7 +71,7 @@ def train_step(
     with autocast:
         if z_fresh is not None:
             fake = generator(z_fresh)
-        logit = discriminator(fake)
+        logit = discriminator(_seen(fake, chances, 2))
     discriminator.requires_grad_(True)
     loss_g = loss.generator(logit.float())
     optimizer_g.zero_grad()
@@ -72,6 +80,29 @@ def train_step(
 
     outputs = loss.output(logit_real).mean(), loss.output(logit_fake).mean()
     return torch.stack([loss_d, loss_g, *outputs]).detach()
+
+
+def _seen(x: Tensor, chances: Tensor | None, look: int) -> Tensor:
+    """Give images as the discriminator sees them, the first, second or third time in a step."""
+    return x if chances is None else augment(x, chances[look])
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, step: int, decay: float) -> None:
+    """Move the weights and statistics of `average` towards those of `network`, after its `step`.
+
+    They are an exponential moving average, whose decay rises to `decay` with the first steps: the
+    random start would stay in it for long.
+    """
+    decay = min(decay, step / (step + 9))
+    pairs = zip(average.state_dict().values(), network.state_dict().values(), strict=True)
+    floats = []
+    for kept, new in pairs:
+        if kept.is_floating_point():
+            floats.append((kept, new))
+        else:
+            kept.copy_(new)  # batch norm's counter
+    get_ema_multi_avg_fn(decay)(*map(list, zip(*floats, strict=True)), None)
 
 
 def make_networks(config: Config) -> tuple[Generator, Discriminator]:
@@ -108,7 +139,8 @@ def make_players(config: Config, device: torch.device) -> Players:
             capturable=device.type == "cuda",  # its steps may be part of a CUDA graph
         )
         optimizers.append(optimizer)
-    return Players(generator, discriminator, *optimizers)
+    average = copy.deepcopy(generator).requires_grad_(False)
+    return Players(generator, discriminator, *optimizers, average)
 
 
 def check_saved(config: Config, saved: Mapping[str, Any]) -> None:
@@ -120,9 +152,10 @@ def check_saved(config: Config, saved: Mapping[str, Any]) -> None:
         CheckpointError: naming what differs.
     """
     with torch.device("meta"):
-        networks = make_networks(config)
-    for name, network in zip(("generator", "discriminator"), networks, strict=True):
-        check_weights(saved["path"], saved[name], network.state_dict())
+        generator, discriminator = (network.state_dict() for network in make_networks(config))
+    check_weights(saved["path"], saved["generator"], generator)
+    check_weights(saved["path"], saved["generator_ema"], generator)
+    check_weights(saved["path"], saved["discriminator"], discriminator)
 
 
 def load_players(players: Players, saved: Mapping[str, Any]) -> None:
@@ -141,15 +174,22 @@ def load_players(players: Players, saved: Mapping[str, Any]) -> None:
             group["capturable"] = player.defaults["capturable"]  # this device's, not the saved
 
 
-def latents_at(
+def drawn_at(
     config: Config, step: int, batch_size: int, part: slice, device: torch.device
-) -> list[Tensor]:
-    """Draw the latents (batch_size, Z) of a step, and with `fresh_latents` a second time.
+) -> dict[str, Tensor]:
+    """Draw what a step leaves to chance, by its names in `train_step`, from the seed and the step.
 
-    Only their `part` is moved to the device.
+    Only the `part` of a batch is moved to the device.
     """
-    draws = [
-        draw_latents(random_at(config.seed, purpose, step), batch_size, config.z_dim, config.z_dist)
-        for purpose in ["latents"] + ["fresh latents"] * config.fresh_latents
-    ]
-    return [to_device(z[part], device) for z in draws]
+    drawn = {
+        name: draw_latents(
+            random_at(config.seed, purpose, step), batch_size, config.z_dim, config.z_dist
+        )[part]
+        for name, purpose in (("z", "latents"), ("z_fresh", "fresh latents"))
+        if name == "z" or config.fresh_latents
+    }
+    if config.augment:
+        shape = 3, batch_size, CHANCES
+        chances = random_at(config.seed, "augment", step).random(shape, np.float32)
+        drawn["chances"] = torch.from_numpy(chances[:, part])
+    return {name: to_device(tensor, device) for name, tensor in drawn.items()}

@@ -53,6 +53,7 @@ class Request:
         "pictures", None, "seed of the first; the others count up", shown="0", minimum=0
     )
     seeds: str | None = setting("pictures", None, "these instead, such as 0-63,100", shown="none")
+    no_ema: bool = setting("pictures", False, "the last step's weights, not their average")
     separate: bool = setting("files", False, "one file a picture, seed_000005.png, in a folder")
     output: str | None = setting(
         "files", None, "the PNG, or with --separate the folder",
@@ -92,7 +93,9 @@ def generate(request: Request) -> Path:
     """
     ranges = request.seed_ranges()
     count = sum(seeds.stop - seeds.start for seeds in ranges)
-    generator = Generator.from_checkpoint(request.load_path, pick_device(request.device))
+    generator = Generator.from_checkpoint(
+        request.load_path, pick_device(request.device), not request.no_ema
+    )
     default = "samples/generated" if request.separate else "samples/generated.png"
     output = Path(request.output or default)
     check_writable(output if request.separate else output.parent)

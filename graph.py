@@ -25,27 +25,27 @@ class Graph:
         self.calls = 0
         self.recording: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, **inputs: Tensor) -> Tensor:
         """Compute the function; its output is this call's own."""
         self.calls += 1
         if self.calls <= WARM_UP:
-            return self._on_a_side_stream(*inputs)
+            return self._on_a_side_stream(**inputs)
         if self.recording is None:
-            self.inputs = [x.clone() for x in inputs]
+            self.inputs = {name: x.clone() for name, x in inputs.items()}
             self.recording = torch.cuda.CUDAGraph()
             # Other threads may go on reading batches and writing files meanwhile.
             with torch.cuda.graph(self.recording, capture_error_mode="thread_local"):
-                self.output = self.function(*self.inputs)
-        for recorded, x in zip(self.inputs, inputs, strict=True):
-            recorded.copy_(x)
+                self.output = self.function(**self.inputs)
+        for name, x in inputs.items():
+            self.inputs[name].copy_(x)
         self.recording.replay()  # recording computed nothing
         return self.output.clone()
 
-    def _on_a_side_stream(self, *inputs: Tensor) -> Tensor:
+    def _on_a_side_stream(self, **inputs: Tensor) -> Tensor:
         """Compute as a recording will: CUDA records on no other than a side stream."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            output = self.function(*inputs)
+            output = self.function(**inputs)
         torch.cuda.current_stream().wait_stream(stream)
         return output

@@ -75,13 +75,17 @@ class Generator(nn.Module):
         return self.main(z.view(z.shape[0], self.z_dim, 1, 1))
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> Generator:
+    def from_checkpoint(
+        cls, path: str | Path, device: str | torch.device = "cpu", average: bool = True
+    ) -> Generator:
         """Give the generator of a checkpoint that train.py wrote, in eval mode, on `device`.
+
+        With the moving average of its weights, or without `average` with those of the last step.
 
         Raises:
             checkpoint.CheckpointError: the file is missing, damaged or no checkpoint of ours.
         """
-        settings, weights = checkpoint.read_generator(path)
+        settings, weights = checkpoint.read_generator(path, average)
         try:
             with torch.device("meta"):  # shapes alone: a few bytes may ask for gigabytes
                 expected = cls(**settings).state_dict()

@@ -31,6 +31,7 @@ from utils import warn
 NEEDED = {  # of a checkpoint, to go on from it
     "config": dict, "epoch": int, "step": int, "pictures": int, "generator": dict,
     "discriminator": dict, "optimizer_g": dict, "optimizer_d": dict,
+    "generator_ema": dict,
 }  # fmt: skip
 AHEAD = 8  # pieces of work that may wait to be done
 

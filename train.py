@@ -36,7 +36,8 @@ from game import (
     METRICS,
     Players,
     check_saved,
-    latents_at,
+    drawn_at,
+    follow,
     load_players,
     make_players,
     train_step,
@@ -189,9 +190,9 @@ def play(config: Config, plan: Plan, players: Players, images: np.ndarray) -> Pa
         discriminator=ranks.share(players.discriminator, device),
     )
 
-    def step_on(batch: Tensor, *z: Tensor) -> Tensor:
+    def step_on(batch: Tensor, **drawn: Tensor) -> Tensor:
         return train_step(
-            playing, LOSSES[config.loss], to_tensor(batch), *z, precision=config.precision
+            playing, LOSSES[config.loss], to_tensor(batch), precision=config.precision, **drawn
         )
 
     if device.type == "cuda":
@@ -208,7 +209,9 @@ def play(config: Config, plan: Plan, players: Players, images: np.ndarray) -> Pa
         began = clock = time.perf_counter()
         logged, unread = start, []
         for step, batch in zip(range(start + 1, total + 1), stream, strict=False):
-            unread.append(step_on(batch, *latents_at(config, step, batch_size, part, device)))
+            drawn = drawn_at(config, step, batch_size, part, device)
+            unread.append(step_on(batch=batch, **drawn))
+            follow(players.generator_ema, players.generator, step, config.ema)
             stop = ranks.largest(signal_noted())
             bar.update()
             epoch, within = divmod(step, steps_per_epoch)
@@ -231,7 +234,7 @@ def play(config: Config, plan: Plan, players: Players, images: np.ndarray) -> Pa
                 record.later(record.log, entry)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
             if draws:
-                grid = draw(players.generator, grid_z)
+                grid = draw(players.generator_ema, grid_z)
                 if not grid.isfinite().all():
                     raise Diverged(step)
                 record.later(record.draw, f"step_{step:07d}", to_image(grid), step)
@@ -284,7 +287,7 @@ def copy_states(players: Players, step: int) -> dict[str, Any]:
     Raises:
         Diverged: a weight or a statistic is not finite.
     """
-    for network in (players.generator, players.discriminator):
+    for network in (players.generator, players.discriminator, players.generator_ema):
         if not all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values()):
             raise Diverged(step)
     return {name: copy.deepcopy(player.state_dict()) for name, player in players._asdict().items()}

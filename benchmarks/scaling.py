@@ -153,12 +153,13 @@ def measure(data: str, features: int, steps: int, device_name: str) -> dict[str,
     config = Config(
         channels=3, image_size=SIZE, features=features, precision=pick_precision("auto", device)
     )
-    step, z = our_step(config, device), sample_latents(range(BATCH), Z_DIM).to(device)
+    step = our_step(config, device)
+    drawn = {"z": sample_latents(range(BATCH), Z_DIM).to(device)}
     for batch in itertools.islice(stream, 5):
-        step(batch, z)
+        step(batch, drawn)
     began = wait()
     for batch in itertools.islice(stream, steps):
-        step(batch, z)
+        step(batch, drawn)
     figures["train"] = (wait() - began) / (steps * BATCH)
     done.set()
     watcher.join()

@@ -13,7 +13,7 @@ import argparse
 import functools
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from benchmarks.common import in_turn, machine, table, write_pictures
 from cache import clear
 from config import Config
 from dataset import batches, load, to_tensor
-from game import latents_at, make_players, train_step
+from game import drawn_at, follow, make_players, train_step
 from graph import Graph
 from losses import LOSSES
 from models import sample_latents
@@ -105,15 +105,22 @@ def textbook_batches(folder: Path, batch_size: int) -> Iterator[Tensor]:
             yield batch
 
 
-def our_step(config: Config, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """Give what `train.play` calls on a uint8 batch (N, H, W, C) and latents (N, Z)."""
+def our_step(config: Config, device: torch.device) -> Callable[[Tensor, Mapping], None]:
+    """Give what `train.play` does with a uint8 batch (N, H, W, C) and what `drawn_at` draws."""
     players = make_players(config, device)
+    steps = itertools.count(1)
 
-    def step(batch: Tensor, z: Tensor) -> Tensor:
+    def step(batch: Tensor, **drawn: Tensor) -> Tensor:
         loss = LOSSES[config.loss]
-        return train_step(players, loss, to_tensor(batch), z, precision=config.precision)
+        return train_step(players, loss, to_tensor(batch), precision=config.precision, **drawn)
 
-    return Graph(step) if device.type == "cuda" else step
+    step_on = Graph(step) if device.type == "cuda" else step
+
+    def whole(batch: Tensor, drawn: Mapping[str, Tensor]) -> None:
+        step_on(batch=batch, **drawn)
+        follow(players.generator_ema, players.generator, next(steps), config.ema)
+
+    return whole
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -162,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
             stream = batches(images, flags.batch_size, seed=0, device=device)
             part = slice(None)
             inputs = (
-                (batch, *latents_at(configs[-1], step, flags.batch_size, part, device))
+                (batch, drawn_at(configs[-1], step, flags.batch_size, part, device))
                 for step, batch in enumerate(stream, 1)
             )
             timed(ours[configs[-1].precision], inputs)
@@ -175,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
         }
         for precision, step in ours.items():
             alone[f"our step, {precision}"] = functools.partial(
-                timed, step, itertools.repeat((batch, z))
+                timed, step, itertools.repeat((batch, {"z": z}))
             )
         whole = {
             "textbook, from files": lambda: timed(

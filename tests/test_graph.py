@@ -33,7 +33,7 @@ def play(steps, graph, players=None, first=0):
     for i in range(first, first + steps):
         torch.manual_seed(i)
         real = torch.rand(8, 3, 32, 32) * 2 - 1
-        metrics.append(step(real.to(DEVICE), torch.randn(8, 100).to(DEVICE)))
+        metrics.append(step(real=real.to(DEVICE), z=torch.randn(8, 100).to(DEVICE)))
     return players, torch.stack(metrics)
 
 

@@ -15,7 +15,7 @@ from dataset import DataError
 from train import Config, train
 from utils import SettingsError
 
-STATES = ("generator", "discriminator", "optimizer_g", "optimizer_d")
+STATES = ("generator", "discriminator", "optimizer_g", "optimizer_d", "generator_ema")
 
 
 def same(a, b):

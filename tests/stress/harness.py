@@ -21,7 +21,7 @@ import checkpoint  # noqa: E402
 RUN = ["--data", "pictures", "--image_size", "16", "--features", "8", "--batch_size", "4",
        "--save_every", "1", "--keep", "3", "--device", "cpu"]  # fmt: skip
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-STATES = ("generator", "discriminator", "optimizer_g", "optimizer_d")
+STATES = ("generator", "discriminator", "optimizer_g", "optimizer_d", "generator_ema")
 
 
 def command(script: str, *flags: str, launcher: Sequence[str] = ()) -> list[str]:
@@ -43,7 +43,7 @@ def run(folder: Path, words: Sequence[str], **options) -> tuple[int, str]:
 
 
 def digest(path: Path) -> str:
-    """Give a hash of both networks and both optimizers of a checkpoint."""
+    """Give a hash of all networks and optimizers of a checkpoint."""
     contents = checkpoint.load(path)
     return hashlib.sha256(repr([flat(contents[name]) for name in STATES]).encode()).hexdigest()
 
