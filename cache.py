@@ -26,7 +26,7 @@ from PIL import features
 from pictures import decode_all, suits
 from sources import DataError, Found, formats
 
-FORMAT = 1  # of the cache, and of how a picture becomes pixels
+FORMAT = 2  # of the cache, and of how a picture becomes pixels
 ABANDONED = 600.0  # seconds after which a build that has written nothing is taken for dead
 SAMPLE = 64  # pictures that tell the channels of all
 
@@ -71,6 +71,8 @@ def open_cached(
                 f"({error.filename or folder}: {error.strerror})"
             ) from error
     about = json.loads((folder / "about.json").read_text("utf-8"))
+    if not about["lasting"]:  # for this run only: the next one reads the pictures again
+        folder = folder.rename(_building(folder))
     images = np.empty(about["shape"], np.uint8)
     if len(images):  # an empty file can't be mapped
         # Not "r", as torch warns of arrays it may not write to; what "c" writes stays in memory.
@@ -151,13 +153,14 @@ def _write(building: Path, found: Found, size: tuple[int, int], channels: int) -
 
     The array is never in memory: its pages belong to the file.
     """
-    count, skipped, stored = 0, [], set()
+    count, skipped, stored, lasting = 0, [], set(), True
     modes: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     with open(building / "pixels", "wb") as file:
         for name, picture in decode_all(found, size, channels):
             if picture.pixels is None:
                 skipped.append((name, picture.reason))
+                lasting = lasting and picture.lasting
                 continue
             file.write(picture.pixels)
             count += 1
@@ -165,7 +168,10 @@ def _write(building: Path, found: Found, size: tuple[int, int], channels: int) -
             modes[picture.mode] += 1
             sizes[f"{picture.height}x{picture.width}"] += 1
         _flush(file)
-    about = {"shape": (count, *size, channels), "modes": modes, "sizes": sizes, "skipped": skipped}
+    about = {
+        "shape": (count, *size, channels), "modes": modes, "sizes": sizes, "skipped": skipped,
+        "lasting": lasting,
+    }  # fmt: skip
     with open(building / "about.json", "w", encoding="utf-8") as file:
         json.dump(about, file)
         _flush(file)

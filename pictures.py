@@ -38,6 +38,7 @@ class Decoded(NamedTuple):
     height: int = 0
     channels: int = 0  # as stored: 1, 2 (grey with alpha), 3 or 4
     reason: str = ""
+    lasting: bool = True  # the reason lies in the file, not in a disk that may be back soon
 
 
 def decode_all(
@@ -136,8 +137,12 @@ def _decode(
     except UnidentifiedImageError:
         return Decoded(None, reason="not a picture, or a broken one")
     except Exception as error:  # a broken picture makes Pillow raise nearly anything
-        reason = getattr(error, "strerror", None) or str(error)
-        return Decoded(None, reason=reason or type(error).__name__)
+        system = getattr(error, "strerror", None)
+        reason = system or str(error) or type(error).__name__
+        passing = isinstance(error, MemoryError) or (
+            system and not isinstance(error, PermissionError)
+        )
+        return Decoded(None, reason=reason, lasting=not passing)
 
 
 def _standard(image: Image.Image) -> Image.Image:

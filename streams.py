@@ -23,7 +23,8 @@ class _Unheard:
     def __init__(self, stream: TextIO | None) -> None:
         self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
         if hasattr(self.stream, "reconfigure"):
-            self.stream.reconfigure(line_buffering=True)
+            # A pipe on Windows may not have the letters of a file's name.
+            self.stream.reconfigure(line_buffering=True, errors="backslashreplace")
 
     def write(self, text: str) -> int:
         self._try(self.stream.write, text)
