@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,16 +63,20 @@ def load(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name the .pth file in it")
-    if not path.exists():
+    if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                entries = archive.infolist()
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                     raise CheckpointError(
                         f"{path} is compressed, which PyTorch's checkpoints are not"
                     )
-                damaged = archive.testzip()
+                # Attributes, which torch leaves at 0, may call an entry a folder: its checksum
+                # would not be compared, and what it holds not be read.
+                odd = (entry.filename for entry in entries if entry.external_attr)
+                damaged = next(odd, None) or archive.testzip()
                 unknown = set() if damaged else _called(archive) - CALLED
         except CheckpointError:
             raise
@@ -89,6 +94,12 @@ def load(path: str | Path) -> dict[str, Any]:
     if type(contents) is not dict or contents.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of train.py: its format is not {FORMAT}")
     return contents
+
+
+def numbered(folder: Path) -> list[Path]:
+    """Give a run's numbered checkpoints, in the order of their epochs."""
+    paths = [path for path in folder.iterdir() if re.fullmatch(r"epoch_\d+\.pth", path.name)]
+    return sorted(paths, key=lambda path: int(path.stem.removeprefix("epoch_")))
 
 
 def read_generator(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -16,13 +16,14 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from sources import Found
+from sources import DataError, Found
 
 CHUNK = 64  # pictures that a process decodes at a time
 MAX_PIXELS = 40_000_000  # to decode, at 8 bytes each and more; a JPEG's after it was scaled down
@@ -70,13 +71,17 @@ def _in_processes(call: Callable, items: Iterable, files: int) -> Iterator:
         yield from map(call, items)
         return
     pending: deque = deque()
-    with ProcessPoolExecutor(processes, initializer=_begin_process) as pool:
-        for item in items:
-            pending.append(pool.submit(call, item))
-            if len(pending) > processes + 2:
+    try:
+        with ProcessPoolExecutor(processes, initializer=_begin_process) as pool:
+            for item in items:
+                pending.append(pool.submit(call, item))
+                if len(pending) > processes + 2:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        reason = "the system has killed a process that was reading pictures; is memory short?"
+        raise DataError(reason) from error
 
 
 def _begin_process() -> None:

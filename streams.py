@@ -14,6 +14,9 @@ def keep_open() -> None:
     That may have been closed before the start, or be a pipe, terminal or full disk later. Whole
     lines are handed on at once, also into a pipe or a file.
     """
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a descriptor that was closed would be that of the next file, and get the outputs
+    os.close(spare)
     sys.stdout, sys.stderr = (_Unheard(stream) for stream in (sys.stdout, sys.stderr))
 
 

@@ -21,12 +21,13 @@ MAY_IMPORT = {
     "streams": set(),
     "pictures": {"sources"},
     "cache": {"pictures", "sources"},
-    "dataset": {"cache", "sources", "utils"},
+    "dataset": {"atomic", "cache", "sources", "utils"},
     "models": {"checkpoint"},
     "game": {"checkpoint", "config", "dataset", "losses", "matrix_conv", "models"},
     "utils": {"atomic", "sources", "streams"},
     "config": {"dataset", "sources", "utils"},
-    "record": {"atomic", "checkpoint", "config", "dataset", "pictures", "sources", "utils"},
+    "record": {"atomic", "checkpoint", "config", "dataset", "pictures", "ranks", "utils"},
+    "resume": {"checkpoint", "config", "dataset", "sources", "utils"},
 }
 OURS = {path.stem for path in ROOT.glob("*.py")}
 
