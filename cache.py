@@ -11,13 +11,15 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import time
 import uuid
 from collections import Counter
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -26,7 +28,7 @@ from PIL import features
 from pictures import decode_all, suits
 from sources import DataError, Found, formats
 
-FORMAT = 1  # of the cache, and of how a picture becomes pixels
+FORMAT = 2  # of the cache, and of how a picture becomes pixels
 ABANDONED = 600.0  # seconds after which a build that has written nothing is taken for dead
 SAMPLE = 64  # pictures that tell the channels of all
 
@@ -41,7 +43,12 @@ class Cached(NamedTuple):
 
 
 def open_cached(
-    found: Found, size: tuple[int, int], channels: int | None, cache_dir: str, name: str
+    found: Found,
+    size: tuple[int, int],
+    channels: int | None,
+    cache_dir: str,
+    name: str,
+    retry: bool = True,
 ) -> Cached:
     """Give the pictures `found`, fitted to size (height, width), building their cache if need be.
 
@@ -51,6 +58,8 @@ def open_cached(
     Args:
         cache_dir: the folder of all caches.
         name: what the folder of this one begins with, for people.
+        retry: read all anew if a picture was skipped for what may have passed, a disk that was
+            away; not when another process of this run has just done so.
 
     Raises:
         DataError: the cache can't be written.
@@ -60,17 +69,20 @@ def open_cached(
     digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     key = f"{size[0]}x{size[1]}-{digest}"
     folder = _folder(cache_dir, name, f"{key}-found")
-    if channels and _channels_of(folder) != channels:  # a resumed run asks for those it found
+    about = _about(folder)
+    if channels and (about is None or about["shape"][3] != channels):  # a resumed run's are found
         folder = _folder(cache_dir, name, f"{key}-{channels}")
-    if not folder.exists():
+        about = _about(folder)
+    if about is None or (retry and not about["lasting"]):
         try:
+            _discard(folder)
             _build(found, size, channels, folder)
         except OSError as error:
             raise DataError(
                 f"--cache_dir {cache_dir}: the pictures can't be kept there "
                 f"({error.filename or folder}: {error.strerror})"
             ) from error
-    about = json.loads((folder / "about.json").read_text("utf-8"))
+        about = json.loads((folder / "about.json").read_text("utf-8"))
     images = np.empty(about["shape"], np.uint8)
     if len(images):  # an empty file can't be mapped
         # Not "r", as torch warns of arrays it may not write to; what "c" writes stays in memory.
@@ -85,19 +97,29 @@ def _folder(cache_dir: str, name: str, key: str) -> Path:
     return there[0] if there else Path(cache_dir, f"{name}-{key}")
 
 
-def _channels_of(folder: Path) -> int | None:
-    """Give the channels of a cache's pictures, or None if it is not there."""
-    about = folder / "about.json"
-    return json.loads(about.read_text("utf-8"))["shape"][3] if about.exists() else None
+def _about(folder: Path) -> dict[str, Any] | None:
+    """Give what is known of a cache, or None if it is not there with all its pixels."""
+    try:
+        about = json.loads((folder / "about.json").read_text("utf-8"))
+        whole = (folder / "pixels").stat().st_size == math.prod(about["shape"])
+    except (OSError, ValueError):
+        return None
+    return about if whole else None
+
+
+def _discard(folder: Path) -> None:
+    """Delete a cache if it is there, under another name, as half of it must not be taken for it."""
+    with contextlib.suppress(FileNotFoundError):  # another run was sooner
+        doomed = _building(folder)
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def clear(cache_dir: str) -> None:
     """Delete every cache in `cache_dir`, and nothing else that may be there."""
-    for about in Path(cache_dir).glob("*-*/about.json"):
-        with contextlib.suppress(FileNotFoundError):  # another run clears too
-            doomed = _building(about.parent)
-            os.rename(about.parent, doomed)  # so that nothing half deleted is taken for whole
-            shutil.rmtree(doomed, ignore_errors=True)
+    for folder in Path(cache_dir).glob("*"):
+        if re.fullmatch(r".+-\d+x\d+-[0-9a-f]{16}-(found|\d)", folder.name):
+            _discard(folder)
     _sweep(Path(cache_dir))
 
 
@@ -151,13 +173,14 @@ def _write(building: Path, found: Found, size: tuple[int, int], channels: int) -
 
     The array is never in memory: its pages belong to the file.
     """
-    count, skipped, stored = 0, [], set()
+    count, skipped, stored, lasting = 0, [], set(), True
     modes: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     with open(building / "pixels", "wb") as file:
         for name, picture in decode_all(found, size, channels):
             if picture.pixels is None:
                 skipped.append((name, picture.reason))
+                lasting = lasting and picture.lasting
                 continue
             file.write(picture.pixels)
             count += 1
@@ -165,7 +188,10 @@ def _write(building: Path, found: Found, size: tuple[int, int], channels: int) -
             modes[picture.mode] += 1
             sizes[f"{picture.height}x{picture.width}"] += 1
         _flush(file)
-    about = {"shape": (count, *size, channels), "modes": modes, "sizes": sizes, "skipped": skipped}
+    about = {
+        "shape": (count, *size, channels), "modes": modes, "sizes": sizes, "skipped": skipped,
+        "lasting": lasting,
+    }  # fmt: skip
     with open(building / "about.json", "w", encoding="utf-8") as file:
         json.dump(about, file)
         _flush(file)

@@ -14,6 +14,8 @@ A training checkpoint is a dictionary of plain values and tensors, which `torch.
 from __future__ import annotations
 
 import io
+import pickletools
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,9 +27,16 @@ from torch import Tensor
 import atomic
 
 FORMAT = "dcgan-1"
-GENERATOR_SETTINGS = (
-    "z_dim", "features", "channels", "max_features", "norm", "activation", "z_dist"
-)  # fmt: skip
+GENERATOR_SETTINGS = {
+    "z_dim": int, "features": int, "channels": int, "max_features": int,
+    "norm": str, "activation": str, "z_dist": str,
+}  # fmt: skip
+# What the pickle of a checkpoint calls. Of what else torch allows, some claims gigabytes by itself,
+# and some makes tensors that are no plain arrays.
+CALLED = {
+    "collections OrderedDict", "torch._utils _rebuild_tensor_v2",
+    "torch FloatStorage", "torch LongStorage",
+}  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -55,27 +64,43 @@ def load(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name the .pth file in it")
-    if not path.exists():
+    if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise CheckpointError(f"{path} is compressed, which PyTorch's checkpoints are not")
-            damaged = archive.testzip()
-    except (OSError, CheckpointError):
-        raise
-    except Exception as error:  # what is no archive makes zipfile raise nearly anything
-        raise CheckpointError(f"{path} is no checkpoint, or is cut short") from error
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                    raise CheckpointError(
+                        f"{path} is compressed, which PyTorch's checkpoints are not"
+                    )
+                # Attributes, which torch leaves at 0, may call an entry a folder: its checksum
+                # would not be compared, and what it holds not be read.
+                odd = (entry.filename for entry in entries if entry.external_attr)
+                damaged = next(odd, None) or archive.testzip()
+                unknown = set() if damaged else _called(archive) - CALLED
+        except CheckpointError:
+            raise
+        except Exception as error:  # what is no archive makes zipfile raise nearly anything
+            raise CheckpointError(f"{path} is no checkpoint, or is cut short") from error
     if damaged:
-        raise CheckpointError(f"{path} is damaged: {damaged} does not match its checksum")
+        raise CheckpointError(f"{path} is damaged: {damaged!r} does not match its checksum")
+    if unknown:
+        raise CheckpointError(f"{path} is no checkpoint of train.py: it calls {min(unknown)!r}")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no common class for what it cannot read
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error)
         raise CheckpointError(f"{path} is no checkpoint that can be read: {reason}") from error
-    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+    if type(contents) is not dict or contents.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of train.py: its format is not {FORMAT}")
     return contents
+
+
+def numbered(folder: Path) -> list[Path]:
+    """Give a run's numbered checkpoints, in the order of their epochs."""
+    paths = [path for path in folder.iterdir() if re.fullmatch(r"epoch_\d+\.pth", path.name)]
+    return sorted(paths, key=lambda path: int(path.stem.removeprefix("epoch_")))
 
 
 def read_generator(
@@ -89,17 +114,33 @@ def read_generator(
         CheckpointError: as `load`.
     """
     contents = load(path)
-    if not {"config", "generator"} <= contents.keys():
+    config, weights = contents.get("config"), contents.get("generator")
+    weights = contents.get("generator_ema", weights) if average else weights
+    if not isinstance(config, dict) or not isinstance(weights, dict):
         raise CheckpointError(f"{path} holds no generator and its config")
     try:
-        config = contents["config"]
         height, _, width = config["image_size"].partition("x")
         settings = {name: config[name] for name in GENERATOR_SETTINGS}
         settings["image_size"] = (int(height), int(width or height))
+        for name, kind in GENERATOR_SETTINGS.items():
+            if not isinstance(settings[name], kind):
+                raise TypeError(f"{name} is no {kind.__name__}")
+        weights = dict(weights)  # without what torch notes beside them, and believes
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: its config is not a generator's ({error!r})") from error
-    weights = contents["generator"]
-    return settings, contents.get("generator_ema", weights) if average else weights
+    return settings, weights
+
+
+def first_line(error: Exception) -> str:
+    """Give the first line of what an error says, which may be pages if it is torch's."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _called(archive: zipfile.ZipFile) -> set[str]:
+    """Give the functions and classes, as "module name", that a checkpoint's pickle calls."""
+    [pickled] = [name for name in archive.namelist() if name.lower().endswith("/data.pkl")]
+    codes = pickletools.genops(archive.read(pickled))
+    return {argument for code, argument, _ in codes if code.name == "GLOBAL"}
 
 
 def check_weights(

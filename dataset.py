@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+import atomic
 from cache import Cached, clear, open_cached
 from sources import NAMED_SETS, DataError, Found, default_size, find
 from utils import run_script
@@ -155,6 +156,7 @@ def load(
     download_dir: str = "data",
     cache_dir: str = "cache",
     clear_cache: bool = False,
+    retry: bool = True,
 ) -> np.ndarray:
     """Give all pictures of `data` as one uint8 array (N, H, W, C), and report what was skipped.
 
@@ -168,6 +170,7 @@ def load(
         download_dir: where torchvision's sets are, or are downloaded to.
         cache_dir: where the arrays of all data sets are kept.
         clear_cache: delete all of those first.
+        retry: see `cache.open_cached`.
 
     Raises:
         DataError: no such data, no pictures in it, or more than half of them unreadable.
@@ -175,7 +178,7 @@ def load(
     found, size = find(data, download_dir), image_size or default_size(data)
     if clear_cache:
         clear(cache_dir)
-    images, _, _, skipped = open_cached(found, size, channels, cache_dir, run_name(data))
+    images, _, _, skipped = open_cached(found, size, channels, cache_dir, run_name(data), retry)
     if skipped:
         share = f"{len(skipped):,} of {len(skipped) + len(images):,}"
         which = "; ".join(f"{printable(name)} ({reason})" for name, reason in skipped[:5])
@@ -242,7 +245,8 @@ def examine(found: Found, cached: Cached, contact_sheet: Path) -> str:
     lines = [f"pictures: {len(images):,}"]
     if names:
         spread = images[np.linspace(0, len(images) - 1, min(len(images), 64)).round().astype(int)]
-        make_grid(spread).save(contact_sheet)
+        with atomic.writing(contact_sheet) as file:
+            make_grid(spread).save(file, "PNG")
         height, width, channels = images.shape[1:]
         lines += [
             "height x width: " + _counted(Counter(cached.sizes)),

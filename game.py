@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,16 +146,29 @@ def make_players(config: Config, device: torch.device) -> Players:
 def check_saved(config: Config, saved: Mapping[str, Any]) -> None:
     """Refuse a checkpoint whose weights are not those of the networks that `config` describes.
 
-    Compares with networks that have shapes alone: a few bytes may ask for gigabytes.
+    Nor Adam's moments of them. Compares with networks that have shapes alone: a few bytes may ask
+    for gigabytes.
 
     Raises:
         CheckpointError: naming what differs.
     """
+    path = saved["path"]
     with torch.device("meta"):
-        generator, discriminator = (network.state_dict() for network in make_networks(config))
-    check_weights(saved["path"], saved["generator"], generator)
-    check_weights(saved["path"], saved["generator_ema"], generator)
-    check_weights(saved["path"], saved["discriminator"], discriminator)
+        generator, discriminator = make_networks(config)
+    check_weights(path, saved["generator"], generator.state_dict())
+    check_weights(path, saved["generator_ema"], generator.state_dict())
+    check_weights(path, saved["discriminator"], discriminator.state_dict())
+    for name, network in (("optimizer_g", generator), ("optimizer_d", discriminator)):
+        moments = ("exp_avg", "exp_avg_sq")
+        expected = {
+            f"{i} {moment}": p for i, p in enumerate(network.parameters()) for moment in moments
+        }
+        try:
+            states = saved[name]["state"].items()
+            given = {f"{i} {moment}": state[moment] for i, state in states for moment in moments}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: its {name} is no Adam's") from error
+        check_weights(path, given, expected)
 
 
 def load_players(players: Players, saved: Mapping[str, Any]) -> None:
@@ -172,6 +185,15 @@ def load_players(players: Players, saved: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{saved['path']}: its {name} does not fit ({reason})") from error
         for group in getattr(player, "param_groups", ()):
             group["capturable"] = player.defaults["capturable"]  # this device's, not the saved
+
+
+def tensors_in(state: Any) -> Iterator[Tensor]:
+    """Give the tensors in a nest of dictionaries, such as players' states."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping):
+        for value in state.values():
+            yield from tensors_in(value)
 
 
 def drawn_at(

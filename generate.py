@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+import atomic
 from checkpoint import CheckpointError
 from dataset import make_grid, to_image
 from models import DRAW_BATCH, Generator, draw, sample_latents
@@ -116,7 +117,8 @@ def generate(request: Request) -> Path:
                 batches.append(images)
                 bar.update(len(images))
             output.parent.mkdir(parents=True, exist_ok=True)
-            make_grid(np.concatenate(batches)).save(output)
+            with atomic.writing(output) as file:
+                make_grid(np.concatenate(batches)).save(file, "PNG")
     print(f"Wrote {count:,} pictures to {output}")
     return output
 

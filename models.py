@@ -37,7 +37,7 @@ class Generator(nn.Module):
         z_dist: the distribution of latents it is trained on, see `sample_latents`.
 
     Raises:
-        ValueError: a size, norm or activation that is none of these.
+        ValueError: a size, norm, activation or distribution that is none of these.
     """
 
     def __init__(
@@ -52,6 +52,8 @@ class Generator(nn.Module):
         z_dist: str = "normal",
     ) -> None:
         super().__init__()
+        if z_dist not in ("normal", "uniform"):
+            raise ValueError(f"z_dist is normal or uniform, not {z_dist!r}")
         maps = _map_sizes(image_size)[::-1]
         widths = [*_widths(features, len(maps) - 1, max_features)[::-1], channels]
         self.z_dim, self.z_dist = z_dim, z_dist
@@ -90,7 +92,8 @@ class Generator(nn.Module):
             with torch.device("meta"):  # shapes alone: a few bytes may ask for gigabytes
                 expected = cls(**settings).state_dict()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: its config is not a generator's ({error})") from error
+            reason = checkpoint.first_line(error)
+            raise CheckpointError(f"{path}: its config is not a generator's ({reason})") from error
         checkpoint.check_weights(path, weights, expected)
         generator = cls(**settings)
         generator.load_state_dict(weights)

@@ -16,13 +16,14 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from sources import Found
+from sources import DataError, Found
 
 CHUNK = 64  # pictures that a process decodes at a time
 MAX_PIXELS = 40_000_000  # to decode, at 8 bytes each and more; a JPEG's after it was scaled down
@@ -38,6 +39,7 @@ class Decoded(NamedTuple):
     height: int = 0
     channels: int = 0  # as stored: 1, 2 (grey with alpha), 3 or 4
     reason: str = ""
+    lasting: bool = True  # the reason lies in the file, not in a disk that may be back soon
 
 
 def decode_all(
@@ -69,13 +71,17 @@ def _in_processes(call: Callable, items: Iterable, files: int) -> Iterator:
         yield from map(call, items)
         return
     pending: deque = deque()
-    with ProcessPoolExecutor(processes, initializer=_begin_process) as pool:
-        for item in items:
-            pending.append(pool.submit(call, item))
-            if len(pending) > processes + 2:
+    try:
+        with ProcessPoolExecutor(processes, initializer=_begin_process) as pool:
+            for item in items:
+                pending.append(pool.submit(call, item))
+                if len(pending) > processes + 2:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        reason = "the system has killed a process that was reading pictures; is memory short?"
+        raise DataError(reason) from error
 
 
 def _begin_process() -> None:
@@ -136,8 +142,12 @@ def _decode(
     except UnidentifiedImageError:
         return Decoded(None, reason="not a picture, or a broken one")
     except Exception as error:  # a broken picture makes Pillow raise nearly anything
-        reason = getattr(error, "strerror", None) or str(error)
-        return Decoded(None, reason=reason or type(error).__name__)
+        system = getattr(error, "strerror", None)
+        reason = system or str(error) or type(error).__name__
+        passing = isinstance(error, MemoryError) or (
+            system and not isinstance(error, PermissionError)
+        )
+        return Decoded(None, reason=reason, lasting=not passing)
 
 
 def _standard(image: Image.Image) -> Image.Image:

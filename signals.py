@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, `kill` and schedulers, a closed terminal
+
+APART = 1.0  # seconds between two of a user's; a scheduler may signal a process and its parent
 
 
 class Stopped(KeyboardInterrupt):
@@ -23,14 +27,19 @@ class Stopped(KeyboardInterrupt):
 def noted() -> Iterator[Callable[[], int]]:
     """Note the signals in `NAMES`; gives a function that tells the number of the last, or 0.
 
-    A second SIGINT interrupts at once. A signal that is ignored, as under nohup, stays so. Only
-    the main thread receives signals; in another nothing is noted.
+    A second SIGINT interrupts at once, if it is not the first one delivered twice. A signal that
+    is ignored, as under nohup, stays so. Only the main thread receives signals; in another nothing
+    is noted.
     """
     came: list[int] = []
+    interrupted = math.inf
 
     def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and signal.SIGINT in came:
-            raise KeyboardInterrupt
+        nonlocal interrupted
+        if number == signal.SIGINT:
+            if time.monotonic() - interrupted >= APART:
+                raise KeyboardInterrupt
+            interrupted = min(interrupted, time.monotonic())
         came.append(number)
 
     before = {}

@@ -77,7 +77,7 @@ def find(data: str, download_dir: str = "data") -> Found:
         raise DataError(f"--data {data}: no such folder or .zip file, nor one of the sets {names}")
     if len(found.names) == 0:
         listed = " ".join(sorted(SUFFIXES))
-        why = "".join(f"; {name}: {reason}" for name, reason in found.unreadable[:3])
+        why = "".join(f"; {name!r}: {reason}" for name, reason in found.unreadable[:3])
         raise DataError(f"--data {data}: no pictures in it or its subfolders ({listed}){why}")
     return found
 
@@ -135,7 +135,7 @@ def _find_members(archive: Path) -> Found:
     """Find an archive's pictures, which are read one by one and never unpacked onto the disk."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [info for info in opened.infolist() if not info.is_dir()]
+            members = opened.infolist()
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
         raise DataError(f"--data {archive}: neither a folder nor a .zip that can be read") from None
     names, refused = set(), []

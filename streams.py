@@ -14,6 +14,9 @@ def keep_open() -> None:
     That may have been closed before the start, or be a pipe, terminal or full disk later. Whole
     lines are handed on at once, also into a pipe or a file.
     """
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a descriptor that was closed would be that of the next file, and get the outputs
+    os.close(spare)
     sys.stdout, sys.stderr = (_Unheard(stream) for stream in (sys.stdout, sys.stderr))
 
 
@@ -23,7 +26,8 @@ class _Unheard:
     def __init__(self, stream: TextIO | None) -> None:
         self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
         if hasattr(self.stream, "reconfigure"):
-            self.stream.reconfigure(line_buffering=True)
+            # A pipe on Windows may not have the letters of a file's name.
+            self.stream.reconfigure(line_buffering=True, errors="backslashreplace")
 
     def write(self, text: str) -> int:
         self._try(self.stream.write, text)

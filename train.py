@@ -9,12 +9,12 @@ Flags can also come from a file, one `--flag value` a line: python train.py @set
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
 import math
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import atomic
 import checkpoint
 import ranks
 from checkpoint import CheckpointError
@@ -40,12 +39,14 @@ from game import (
     follow,
     load_players,
     make_players,
+    tensors_in,
     train_step,
 )
 from graph import Graph
 from losses import LOSSES
 from models import draw, sample_latents
-from record import Record, find_run, prune, set_aside
+from record import Record, open_record, prune
+from resume import find_run
 from signals import Stopped, noted
 from sources import DataError
 from utils import (
@@ -56,7 +57,6 @@ from utils import (
     pick_precision,
     run_script,
     warn,
-    write_settings,
 )
 
 FEW_STEPS = 500  # digits were readable after 280 steps, the eyes of cats after 600
@@ -80,6 +80,7 @@ class Plan(NamedTuple):
     steps_per_epoch: int
     start: int  # steps done
     total: int  # steps in all
+    source: Path | None  # the checkpoint that it goes on from
 
 
 def train(config: Config) -> Path:
@@ -125,7 +126,14 @@ def train(config: Config) -> Path:
             f"writing to: {Path(config.checkpoint_dir, config.name)}, "
             f"{Path(config.sample_dir, config.name)}"
         )
-        return play(config, plan, players, images)
+        stop = play(config, plan, players, images)
+        speaks = ranks.rank() == 0
+    folder = Path(config.checkpoint_dir, config.name)
+    if not stop:
+        return folder / "last.pth"
+    if not speaks:
+        sys.exit(128 + stop.number)
+    raise stop
 
 
 def check_run(config: Config, device: torch.device) -> None:
@@ -162,7 +170,7 @@ def load_images(config: Config) -> np.ndarray:
             mistake = error
     if any(ranks.gather(mistake is not None)):
         raise mistake or DataError(f"--data {config.data}: another rank could not read it")
-    return load(*arguments) if images is None else images
+    return load(*arguments, retry=False) if images is None else images
 
 
 def make_plan(config: Config, count: int, saved: Mapping[str, Any] | None) -> Plan:
@@ -178,12 +186,13 @@ def make_plan(config: Config, count: int, saved: Mapping[str, Any] | None) -> Pl
     total = config.steps or config.epochs * steps_per_epoch
     if config.steps is None and total < FEW_STEPS:
         warn(f"{total} steps are few to learn from; raise --epochs, or lower --batch_size")
-    return Plan(batch_size, steps_per_epoch, saved["step"] if saved else 0, total)
+    start, source = (saved["step"], saved["path"]) if saved else (0, None)
+    return Plan(batch_size, steps_per_epoch, start, total, source)
 
 
-def play(config: Config, plan: Plan, players: Players, images: np.ndarray) -> Path:
-    """Play the steps of `plan`, write what the run keeps, and give the last checkpoint's path."""
-    batch_size, steps_per_epoch, start, total = plan
+def play(config: Config, plan: Plan, players: Players, images: np.ndarray) -> Stopped | None:
+    """Play the steps of `plan` and write what the run keeps; tell if a signal has stopped it."""
+    batch_size, steps_per_epoch, start, total, _ = plan
     device = next(players.generator.parameters()).device
     playing = players._replace(
         generator=ranks.share(players.generator, device),
@@ -199,13 +208,10 @@ def play(config: Config, plan: Plan, players: Players, images: np.ndarray) -> Pa
         torch.backends.cudnn.benchmark = True  # shapes never change: let it try its algorithms
         step_on = Graph(step_on) if ranks.count() == 1 else step_on
 
-    last = Path(config.checkpoint_dir, config.name, "last.pth")
     part = ranks.part(batch_size)
     stream = batches(images, batch_size, config.seed, start, config.mirror, part, device)
-    grid_z = sample_latents(GRID_SEEDS, config.z_dim, config.z_dist)
-    record = open_record(config, plan, images) if ranks.rank() == 0 else None
     bar = tqdm(total=total, initial=start, unit="step", disable=None)
-    with noted() as signal_noted, bar, record or contextlib.nullcontext():
+    with noted() as signal_noted, bar, open_record(config, start, plan.source, images) as record:
         began = clock = time.perf_counter()
         logged, unread = start, []
         for step, batch in zip(range(start + 1, total + 1), stream, strict=False):
@@ -214,57 +220,71 @@ def play(config: Config, plan: Plan, players: Players, images: np.ndarray) -> Pa
             follow(players.generator_ema, players.generator, step, config.ema)
             stop = ranks.largest(signal_noted())
             bar.update()
-            epoch, within = divmod(step, steps_per_epoch)
-            ends = within == 0 or step == total or stop > 0
-            logs = ends or step % config.log_every == 0
-            draws = ends or step % config.sample_every == 0
+            saves = step % steps_per_epoch == 0 or step == total or stop > 0
+            logs = saves or step % config.log_every == 0
+            draws = saves or step % config.sample_every == 0
             if logs or draws:
                 values = read_metrics(unread, step)
             if logs:
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 values["images_per_second"] = round((step - logged) * batch_size / seconds, 1)
                 logged = step
-            if record is None:
-                if stop:
-                    break
-                continue
-
-            if logs:
-                entry = {"step": step, "epoch": round(step / steps_per_epoch, 4), **values}
-                record.later(record.log, entry)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
-            if draws:
-                grid = draw(players.generator_ema, grid_z)
-                if not grid.isfinite().all():
-                    raise Diverged(step)
-                record.later(record.draw, f"step_{step:07d}", to_image(grid), step)
-            if ends:
-                contents = {"config": asdict(config), "epoch": epoch, "step": step}
-                contents |= {"pictures": len(images), **copy_states(players, step)}
-                record.later(checkpoint.save, last, contents)
-                left = tqdm.format_interval((clock - began) / (step - start) * (total - step))
-                shown = "  ".join(f"{name} {values[name]:.3f}" for name in METRICS)
-                speed = f"{values['images_per_second']:,.0f} images/s"
-                done = f"epoch {step / steps_per_epoch:.4g}  step {step:,}/{total:,}"
-                bar.write(f"{done}  {shown}  {speed}  {left} left")
-            if within == 0 and epoch % config.save_every == 0:
-                record.later(checkpoint.save, last.with_name(f"epoch_{epoch:04d}.pth"), contents)
-                record.later(prune, last.parent, config.keep)
-                record.later(record.plot)
+            if record:
+                # All that may find numbers that are not finite comes before the first write.
+                grid = draw_grid(players, config, step) if draws else None
+                contents = copy_states(players, step) if saves else {}
+                if logs:
+                    entry = {"step": step, "epoch": round(step / steps_per_epoch, 4), **values}
+                    record.later(record.log, entry)
+                if draws:
+                    record.later(record.draw, f"step_{step:07d}", grid, step)
+                if saves:
+                    save(record, config, plan, step, contents | {"pictures": len(images)})
+                    left = (clock - began) / (step - start) * (total - step)
+                    bar.write(progress(plan, step, values, left))
             if stop:
                 break
-    if record:
-        record.plot()
     ranks.gather(None)  # so that none ends the others before the first has saved
-    if stop and step < total:
-        flags = f"--name {shlex.quote(config.name)}"
-        if config.checkpoint_dir != "checkpoints":
-            flags += f" --checkpoint_dir {shlex.quote(config.checkpoint_dir)}"
-        name = signal.Signals(stop).name
-        raise Stopped(stop, f"{name}: saved step {step:,}; go on with train.py {flags} --resume")
-    if record:
-        record.animate()
-    return last
+    if not stop or step == total:
+        return None
+    flags = f"--name {shlex.quote(config.name)}"
+    if config.checkpoint_dir != "checkpoints":
+        flags += f" --checkpoint_dir {shlex.quote(config.checkpoint_dir)}"
+    name = signal.Signals(stop).name
+    return Stopped(stop, f"{name}: saved step {step:,}; go on with train.py {flags} --resume")
+
+
+def save(
+    record: Record, config: Config, plan: Plan, step: int, contents: Mapping[str, Any]
+) -> None:
+    """Put off to write what is kept of a run at an epoch's end, or at its own.
+
+    When it has all its steps the last checkpoint comes last, as with it a run counts as done.
+    """
+    epoch, within = divmod(step, plan.steps_per_epoch)
+    contents = {"config": asdict(config), "epoch": epoch, "step": step, **contents}
+    last = Path(config.checkpoint_dir, config.name, "last.pth")
+    is_numbered, is_done = within == 0 and epoch % config.save_every == 0, step == plan.total
+    if is_numbered:
+        record.later(checkpoint.save, last.with_name(f"epoch_{epoch:04d}.pth"), contents)
+        record.later(prune, last.parent, config.keep)
+    if is_numbered or is_done:
+        record.later(record.plot)
+    if is_done:
+        record.later(record.animate)
+    record.later(checkpoint.save, last, contents)
+    if within and not is_done:  # a signal stops it
+        record.later(record.plot)
+
+
+def progress(plan: Plan, step: int, values: Mapping[str, float], left: float) -> str:
+    """Say in a line how far a run is, and how it goes; `left` in seconds."""
+    shown = "  ".join(f"{name} {values[name]:.3f}" for name in METRICS)
+    return (
+        f"epoch {step / plan.steps_per_epoch:.4g}  step {step:,}/{plan.total:,}  {shown}  "
+        f"{values['images_per_second']:,.0f} images/s  {tqdm.format_interval(left)} left"
+    )
 
 
 def read_metrics(unread: list[Tensor], step: int) -> dict[str, float]:
@@ -281,32 +301,28 @@ def read_metrics(unread: list[Tensor], step: int) -> dict[str, float]:
     return dict(zip(METRICS, table[-1], strict=True))
 
 
+def draw_grid(players: Players, config: Config, step: int) -> np.ndarray:
+    """Draw the pictures (64, H, W, C) uint8 of the sample grid.
+
+    Raises:
+        Diverged: a value is not finite.
+    """
+    grid = draw(players.generator_ema, sample_latents(GRID_SEEDS, config.z_dim, config.z_dist))
+    if not grid.isfinite().all():
+        raise Diverged(step)
+    return to_image(grid)
+
+
 def copy_states(players: Players, step: int) -> dict[str, Any]:
     """Copy the state of networks and optimizers, to be written while training goes on.
 
     Raises:
-        Diverged: a weight or a statistic is not finite.
+        Diverged: a weight, a statistic or a moment of Adam's is not finite.
     """
-    for network in (players.generator, players.discriminator, players.generator_ema):
-        if not all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values()):
-            raise Diverged(step)
-    return {name: copy.deepcopy(player.state_dict()) for name, player in players._asdict().items()}
-
-
-def open_record(config: Config, plan: Plan, images: np.ndarray) -> Record:
-    """Make the run's folders, and put in them what is known before its first step."""
-    folder, sample_folder = (
-        Path(parent, config.name) for parent in (config.checkpoint_dir, config.sample_dir)
-    )
-    if not (folder / "last.pth").exists():
-        set_aside(folder)
-        set_aside(sample_folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic.sweep(folder)
-    write_settings(folder / "settings.txt", config)
-    record = Record(sample_folder, plan.start, config.tensorboard)
-    record.draw("real", images[:: -(-len(images) // len(GRID_SEEDS))])
-    return record
+    states = {name: player.state_dict() for name, player in players._asdict().items()}
+    if not all(bool(x.isfinite().all()) for x in tensors_in(states)):
+        raise Diverged(step)
+    return copy.deepcopy(states)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {"train", "generate"}
+SCRIPTS = {"train", "generate", "evaluate", "probe"}
 MAY_IMPORT = {
     "atomic": set(),
     "checkpoint": {"atomic"},
@@ -21,13 +21,15 @@ MAY_IMPORT = {
     "streams": set(),
     "pictures": {"sources"},
     "cache": {"pictures", "sources"},
-    "dataset": {"cache", "sources", "utils"},
+    "dataset": {"atomic", "cache", "sources", "utils"},
+    "metrics": {"atomic", "checkpoint", "dataset", "models", "utils"},
     "models": {"checkpoint"},
     "augment": set(),
     "game": {"augment", "checkpoint", "config", "dataset", "losses", "matrix_conv", "models"},
     "utils": {"atomic", "sources", "streams"},
     "config": {"dataset", "sources", "utils"},
-    "record": {"atomic", "checkpoint", "config", "dataset", "pictures", "sources", "utils"},
+    "record": {"atomic", "checkpoint", "config", "dataset", "pictures", "ranks", "utils"},
+    "resume": {"checkpoint", "config", "dataset", "sources", "utils"},
 }
 OURS = {path.stem for path in ROOT.glob("*.py")}
 

@@ -207,6 +207,31 @@ def test_a_folder_that_cannot_be_written_is_a_mistake_of_the_user(pictures):
         opened(pictures, cache_dir="file")
 
 
+@pytest.mark.parametrize("broken", ["about.json", "pixels"])
+def test_a_cache_that_lost_a_part_is_made_again_and_cleared(pictures, broken):
+    expected = np.array(opened(pictures).images)
+    (folder,) = Path("cache").iterdir()
+    part = folder / broken
+    for harm in (part.unlink, lambda: part.write_bytes(part.read_bytes()[:-1])):
+        harm()
+        assert np.array_equal(opened(pictures).images, expected) and len(caches()) == 1
+    part.unlink()
+    clear("cache")
+    assert caches() == []
+
+
+def test_what_could_not_be_read_for_a_moment_is_read_at_the_next_start(pictures):
+    """But not again by the other processes of the same run."""
+    found = find(str(pictures))
+    (pictures / "0003.png").rename(pictures / "away")
+    first = open_cached(found, (8, 8), None, "cache", "set")
+    assert len(first.images) == 19 and first.skipped[0][0] == "0003.png"
+    (pictures / "away").rename(pictures / "0003.png")
+    assert len(open_cached(found, (8, 8), None, "cache", "set", retry=False).images) == 19
+    assert len(open_cached(found, (8, 8), None, "cache", "set").images) == 20
+    assert len(caches()) == 1 and len(first.images) == 19
+
+
 def test_clear_removes_caches_and_nothing_else(pictures):
     opened(pictures)
     Path("cache", "mine").mkdir()

@@ -1,5 +1,6 @@
 """The README is true: its commands run, its Python runs, its table of flags is the parser's."""
 
+import os
 import re
 import runpy
 import shlex
@@ -50,13 +51,17 @@ def clone(tmp_path_factory):
 
 
 def run(command, folder):
+    environment = dict(os.environ)
+    if "=" in command[0]:  # VARIABLE=VALUE before a command, as in a shell
+        name, _, value = command[0].partition("=")
+        environment[name], command = value, command[1:]
     programs = {
         "python": [sys.executable],
         "torchrun": [sys.executable, "-m", "torch.distributed.run"],
     }
     done = subprocess.run(
         [*programs[command[0]], *command[1:]],
-        cwd=folder, capture_output=True, text=True, timeout=120,
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
     return done

@@ -164,3 +164,18 @@ def test_transparent_pictures_keep_their_alpha(small, tmp_path):
         Request(load_path=str(last), separate=True, num_output=1, output=str(tmp_path / "o"))
     )
     assert Image.open(folder / "seed_000000.png").mode == "RGBA"
+
+
+def test_a_full_disk_leaves_the_grid_that_was_there(saved):
+    resource = pytest.importorskip("resource")
+    request = Request(load_path=saved, num_output=4, output="grid.png", device="cpu")
+    before = generate(request).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            generate(replace(request, num_output=64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == "grid.png"
+    assert Path("grid.png").read_bytes() == before and len(list(Path().iterdir())) == 1

@@ -14,6 +14,8 @@ import pytest
 from conftest import write_pictures
 
 import checkpoint
+import signals
+from record import Record
 from signals import noted
 from train import Config, train
 
@@ -62,12 +64,24 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(name):
     assert checkpoint.load(again)["step"] == step + 3
 
 
-def test_a_second_interrupt_does_not_wait():
+def test_a_second_interrupt_does_not_wait_unless_it_is_the_first_delivered_twice():
     with pytest.raises(KeyboardInterrupt), noted() as came:
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
         assert came() == signal.SIGINT
+        time.sleep(signals.APART)
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_user_who_interrupts_waits_for_one_file_at_most(tmp_path):
+    written = []
+    with pytest.raises(KeyboardInterrupt), Record(tmp_path) as record:
+        for i in range(5):
+            record.later(lambda i=i: (time.sleep(0.2), written.append(i)))
+        raise KeyboardInterrupt
+    time.sleep(0.5)
+    assert written == [0]
 
 
 def test_a_signal_that_is_ignored_stays_ignored():

@@ -28,6 +28,22 @@ def test_closed_and_full_outputs_cost_nothing(redirected):
     assert ("loss_d" in done.stdout) == redirected.startswith("2")
 
 
+def test_what_was_closed_is_not_opened_as_a_file():
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import streams
+streams.keep_open()
+with open("file", "w") as file:
+    file.write(str([os.readlink(f"/proc/self/fd/{{n}}") for n in range(3)]))
+"""
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("looks at descriptors as Linux shows them")
+    Path("code.py").write_text(code)
+    subprocess.run(f'"{sys.executable}" code.py <&- >&- 2>&-', shell=True, check=True)
+    assert Path("file").read_text() == str(["/dev/null"] * 3)
+
+
 def test_a_reader_who_leaves_ends_no_run():
     """And each line comes as soon as it is written, also into a pipe."""
     write_pictures(Path("pictures"), 8)

@@ -23,10 +23,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from harness import RUN, checkpoint, command, conclude, flat, run, start, write_pictures
+from harness import (
+    GIGABYTE,
+    RUN,
+    checkpoint,
+    command,
+    conclude,
+    flat,
+    measured,
+    run,
+    write_pictures,
+)
 from tqdm import tqdm
 
-MEMORY = 1 << 20  # KB that a script may have in memory at its peak
 SCRIPTS = {
     "train.py": ["--name", "again", "--steps", "9", "--resume"],
     "generate.py": ["--output", "drawn.png", "--load_path"],
@@ -89,18 +98,16 @@ def oversized(folder: Path, contents: dict) -> list[Path]:
 def refuse(folder: Path, script: str, path: Path, counts: Counter) -> None:
     """Give a file to a script, and count what it does that it should not."""
     before = sorted(folder.rglob("*"))
-    process = start(folder, command(script, *SCRIPTS[script], str(path)))
-    said = process.stderr.read()
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    words = command(script, *SCRIPTS[script], str(path))
+    status, _, said, peak = measured(folder, words)
     counts["files given"] += 1
-    refused = process.returncode == 2 and len(said.splitlines()) == 1 and path.name in said
+    refused = status == 2 and len(said.splitlines()) == 1 and path.name in said
     if not refused:
-        print(f"{script} {path.name}: status {process.returncode}\n{said}", file=sys.stderr)
+        print(f"{script} {path.name}: status {status}\n{said}", file=sys.stderr)
     counts["not refused"] += not refused
     counts["written"] += sorted(folder.rglob("*")) != before
-    counts["over 1 GB"] += used.ru_maxrss > MEMORY
-    counts["most memory, in MB"] = max(counts["most memory, in MB"], used.ru_maxrss >> 10)
+    counts["over 1 GB"] += peak > GIGABYTE
+    counts["most memory, in MB"] = max(counts["most memory, in MB"], peak >> 20)
 
 
 def stress(flips: int, every: int = 1, seed: int = 0) -> Counter:

@@ -23,6 +23,17 @@ RUN = ["--data", "pictures", "--image_size", "16", "--features", "8", "--batch_s
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 STATES = ("generator", "discriminator", "optimizer_g", "optimizer_d", "generator_ema")
 
+GIGABYTE = 2**30
+
+# Runs a command and prints the most memory that it held, in bytes, as the last line. A process
+# between, as one that is started by a large one counts from that one's size.
+MEASURE = """
+import os, sys
+_, status, used = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ), 0)
+print(used.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
 
 def command(script: str, *flags: str, launcher: Sequence[str] = ()) -> list[str]:
     """Give the command that runs one of our scripts, also by a launcher such as TORCHRUN."""
@@ -40,6 +51,18 @@ def run(folder: Path, words: Sequence[str], **options) -> tuple[int, str]:
     process = start(folder, words, **options)
     _, said = process.communicate()
     return process.returncode, said or ""
+
+
+def measured(folder: Path, words: list[str], **options) -> tuple[int, str, str, int]:
+    """Run a command; give its status, what it said on stdout and on stderr, and its peak memory.
+
+    The memory is that of its largest process, in bytes.
+    """
+    words = [sys.executable, "-S", "-c", MEASURE, *words]
+    process = start(folder, words, errors="replace", **options)
+    out, said = process.communicate()
+    *lines, peak = out.splitlines()
+    return process.returncode, "\n".join(lines), said, int(peak)
 
 
 def digest(path: Path) -> str:
