@@ -120,6 +120,8 @@ def clear(cache_dir: str) -> None:
     for folder in Path(cache_dir).glob("*"):
         if re.fullmatch(r".+-\d+x\d+-[0-9a-f]{16}-(found|\d)", folder.name):
             _discard(folder)
+    for path in Path(cache_dir).glob("*-*-" + "[0-9a-f]" * 16 + ".npy"):  # features of pictures
+        path.unlink(missing_ok=True)
     _sweep(Path(cache_dir))
 
 

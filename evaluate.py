@@ -23,18 +23,16 @@ from torch import Tensor
 import atomic
 from checkpoint import CheckpointError
 from dataset import load, parse_size, random_at, run_name
-from metrics import (
-    FEWEST,
+from features import (
     NETWORKS,
     Drawn,
     FeatureNetwork,
     as_seen,
-    compare,
     extract,
     extract_cached,
     load_network,
-    nearest,
 )
+from metrics import FEWEST, compare, nearest
 from models import Generator
 from sources import NAMED_SETS, DataError, find
 from utils import (
@@ -84,6 +82,7 @@ class Request:
     num_output: int | None = setting(
         "pictures", None, "how many of each", shown=f"all there are, to {MOST}", minimum=FEWEST
     )
+    no_ema: bool = setting("pictures", False, "the last step's weights, not their average")
     seed: int = setting(
         "pictures", 0, "of the first one drawn; the others count up", minimum=0, below=2**62
     )
@@ -137,7 +136,9 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
     device = pick_device(request.device)
     output = request.json_path()
     check_writable(output.parent)
-    generator = request.load_path and Generator.from_checkpoint(request.load_path, device)
+    generator = request.load_path and Generator.from_checkpoint(
+        request.load_path, device, not request.no_ema
+    )
     network = load_network(request.feature_network, request.load_path, request.inception_weights)
     network.to(device)
     real, fake, rows = open_pictures(request, generator)
@@ -165,6 +166,7 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
         "generated": count, "real": count, "floor_counts": [half, half],
         "image_size": f"{height}x{width}", "channels": channels,
         "network": network.title, "resize": network.resize, "seed": request.seed,
+        "average": not request.no_ema,
         "pictures": request.load_path or request.images, "data": request.data,
     }  # fmt: skip
     names = {"frechet": network.frechet}

@@ -14,7 +14,7 @@ from PIL import Image
 
 import checkpoint
 import evaluate as script
-import metrics
+import features
 from evaluate import Request, evaluate
 from models import Discriminator, Generator
 from utils import SettingsError
@@ -48,7 +48,7 @@ def asked(tmp_path, pictures):
     }  # fmt: skip
 
 
-class Means(metrics.FeatureNetwork):
+class Means(features.FeatureNetwork):
     """Stands for a network whose features last: the mean colours of the picture's quarters."""
 
     title, resize = "means", "2x2"
@@ -69,12 +69,12 @@ def extracted(monkeypatch):
 
     def extract(network, images, rows, what):
         calls.append((what, len(rows)))
-        return metrics_extract(network, images, rows, what)
+        return features_extract(network, images, rows, what)
 
-    metrics_extract = metrics.extract
+    features_extract = features.extract
     monkeypatch.setattr(script, "load_network", Means)
     monkeypatch.setattr(script, "extract", extract)
-    monkeypatch.setattr(metrics, "extract", extract)
+    monkeypatch.setattr(features, "extract", extract)
     return calls
 
 
@@ -197,7 +197,7 @@ def test_a_mistake_is_one_line_with_status_2(asked, tmp_path, monkeypatch, capsy
     if "feature_network" not in arguments:
         arguments += " --feature_network discriminator"
     elif "efficientnet" in arguments:
-        monkeypatch.setattr(metrics, "load_network", Means)
+        monkeypatch.setattr(features, "load_network", Means)
     before = {path.name for path in tmp_path.iterdir()} | {"cache"}
     monkeypatch.setattr(sys, "argv", [str(ROOT / "evaluate.py"), *arguments.split()])
     with pytest.raises(SystemExit) as stopped:

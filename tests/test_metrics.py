@@ -1,51 +1,22 @@
-"""Feature networks, and distances that have a closed form, a definition or a known direction."""
-
-import hashlib
-import sys
-import types
-from urllib.error import URLError
+"""Distances that have a closed form, a definition or a known direction."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import metrics
 from metrics import (
-    DiscriminatorFeatures,
-    Drawn,
-    as_seen,
     compare,
-    extract,
-    extract_cached,
     frechet_distance,
-    frechet_from,
     kernel_distance,
-    load_network,
     manifold_scores,
     nearest,
 )
-from models import Discriminator, Generator
-from pictures import to_channels
-from utils import SettingsError
 
 
 def normal(count, size=8, seed=0, scale=1.0, shift=0.0):
     random = np.random.default_rng(seed)
     return torch.from_numpy(random.normal(shift, scale, (count, size)).astype(np.float32))
-
-
-def noise(count, channels=3, side=16, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, side, side, channels), np.uint8)
-
-
-@pytest.fixture
-def network():
-    torch.manual_seed(0)
-    return DiscriminatorFeatures(Discriminator(4, 3, 16))
-
-
-# Distances ---------------------------------------------------------------------------------------
 
 
 def test_a_set_is_no_distance_from_itself():
@@ -156,114 +127,3 @@ def test_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr(metrics, "CHUNK", 7)
     assert manifold_scores(real, fake) == whole[0]
     assert all(map(torch.equal, nearest(real, fake, 3), whole[1]))
-
-
-# Features ----------------------------------------------------------------------------------------
-
-
-def test_features_of_a_picture_depend_on_it_alone(network):
-    images = noise(70)
-    together = extract(network, images, np.arange(70))
-    assert together.shape == (70, 4 + 8) and together.dtype == torch.float32
-    assert torch.equal(extract(network, images, np.array([69, 3])), together[[69, 3]])
-
-
-def test_the_discriminators_features_are_the_means_of_its_maps(network):
-    network.discriminator.main[3].running_mean += 0.5  # which an untrained one has at 0
-    images = noise(3)
-    x = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
-    maps = network.discriminator.feature_maps(x)
-    expected = torch.cat([m.mean((2, 3)) for m in maps], 1)
-    assert torch.allclose(extract(network, images, np.arange(3)), expected, atol=1e-6)
-
-
-def test_efficientnet_takes_grey_and_transparent_pictures_as_people_see_them():
-    pytest.importorskip("efficientnet_lite_pytorch")
-    network = load_network("efficientnet")
-    grey = noise(2, 1)
-    colour = np.repeat(grey, 3, axis=3)
-    opaque = np.concatenate([colour, np.full_like(grey, 255)], 3)
-    features = [extract(network, images, np.arange(2)) for images in (grey, colour, opaque)]
-    assert features[0].shape == (2, 1280) and features[0].std() > 0.1
-    assert torch.equal(features[0], features[1]) and torch.equal(features[1], features[2])
-    assert torch.equal(extract(network, grey, np.array([1])), features[0][1:])
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_pictures_become_rgb_as_pillow_shows_them(channels):
-    images = noise(4, channels)
-    for image, seen in zip(images, as_seen(torch.from_numpy(images)).numpy(), strict=True):
-        expected = np.asarray(to_channels(Image.fromarray(image.squeeze()), 3)).astype(int)
-        assert seen.shape == (16, 16, 3) and abs(seen - expected).max() <= 1
-
-
-def test_cached_features_are_read_again_and_added_to(network, tmp_path, monkeypatch):
-    images, path = noise(40), tmp_path / "features.npy"
-    order = np.random.default_rng(0).permutation(40)
-    expected = extract(network, images, order)
-    assert torch.equal(extract_cached(network, images, order[:10], path, ""), expected[:10])
-    assert torch.equal(extract_cached(network, images, order, path, ""), expected)
-    monkeypatch.delattr(metrics, "extract")
-    assert torch.equal(extract_cached(network, images, order[:25], path, ""), expected[:25])
-    assert [file.name for file in tmp_path.iterdir()] == ["features.npy"]
-
-
-def test_a_generator_in_training_is_measured_and_left_as_it_was(network):
-    torch.manual_seed(0)
-    generator = Generator(8, 4, 3, 16).train()
-    before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
-    real = extract(network, noise(30), np.arange(30))
-    value = frechet_from(network, generator, real, 20)
-    assert value == frechet_distance(real, extract(network, Drawn(generator), np.arange(20))) > 0
-    assert generator.training
-    assert all(torch.equal(before[name], new) for name, new in generator.state_dict().items())
-
-
-# Networks that others made -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "package"),
-    [("inception", "torch_fidelity"), ("efficientnet", "efficientnet_lite_pytorch")],
-)
-def test_what_is_not_installed_is_named(name, package, monkeypatch):
-    for module in [package, *(m for m in sys.modules if m.startswith(f"{package}."))]:
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(SettingsError, match=f"--feature_network {name}.*pip install {package[:5]}"):
-        load_network(name)
-
-
-@pytest.fixture
-def fidelity(monkeypatch):
-    """Stands for torch-fidelity: its extractor takes the mean colour, and downloads nothing."""
-
-    class Extractor(torch.nn.Module):
-        def __init__(self, name, features, weights):
-            super().__init__()
-            if weights is None:
-                raise URLError("no network")
-
-        def forward(self, x):
-            assert x.dtype == torch.uint8 and x.shape[1] == 3
-            return (x.float().mean((2, 3)),)
-
-    name = "torch_fidelity.feature_extractor_inceptionv3"
-    module = types.SimpleNamespace(FeatureExtractorInceptionV3=Extractor)
-    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
-    monkeypatch.setitem(sys.modules, name, module)
-
-
-def test_a_distance_is_a_fid_on_the_original_weights_alone(fidelity, tmp_path, monkeypatch):
-    weights = tmp_path / "weights.pth"
-    weights.write_bytes(b"not the original")
-    with pytest.raises(SettingsError, match=r"--inception_weights .*weights\.pth: is not"):
-        load_network("inception", None, str(weights))
-    with pytest.raises(FileNotFoundError):
-        load_network("inception", None, str(tmp_path / "missing.pth"))
-    with pytest.raises(SettingsError, match=r"no network.*give the file by --inception_weights"):
-        load_network("inception")
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    monkeypatch.setattr(metrics, "INCEPTION_SHA256", digest)
-    network = load_network("inception", None, str(weights))
-    assert network.frechet == "fid"
-    assert network(torch.from_numpy(noise(2, 1))).shape == (2, 3)
