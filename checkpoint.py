@@ -27,10 +27,11 @@ from torch import Tensor
 import atomic
 
 FORMAT = "dcgan-1"
-GENERATOR_SETTINGS = {
-    "z_dim": int, "features": int, "channels": int, "max_features": int,
-    "norm": str, "activation": str, "z_dist": str,
-}  # fmt: skip
+NETWORK = {"features": int, "channels": int, "max_features": int, "norm": str}
+SETTINGS = {
+    "generator": {**NETWORK, "z_dim": int, "activation": str, "z_dist": str},
+    "discriminator": NETWORK,
+}
 # What the pickle of a checkpoint calls. Of what else torch allows, some claims gigabytes by itself,
 # and some makes tensors that are no plain arrays.
 CALLED = {
@@ -103,31 +104,32 @@ def numbered(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.stem.removeprefix("epoch_")))
 
 
-def read_generator(
-    path: str | Path, average: bool = True
+def read_network(
+    path: str | Path, network: str, average: bool = False
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read from a checkpoint the settings (arguments of `models.Generator`) and the weights.
+    """Read from a checkpoint the settings and the weights of its "generator" or "discriminator".
 
-    These are the average of the weights, if there is one, or with `average=False` the last.
+    The settings are arguments of the class of that name in models.py. The weights are the last, or
+    with `average` their average, if there is one.
 
     Raises:
         CheckpointError: as `load`.
     """
     contents = load(path)
-    config, weights = contents.get("config"), contents.get("generator")
-    weights = contents.get("generator_ema", weights) if average else weights
+    config, weights = contents.get("config"), contents.get(network)
+    weights = contents.get(f"{network}_ema", weights) if average else weights
     if not isinstance(config, dict) or not isinstance(weights, dict):
-        raise CheckpointError(f"{path} holds no generator and its config")
+        raise CheckpointError(f"{path} holds no {network} and its config")
     try:
         height, _, width = config["image_size"].partition("x")
-        settings = {name: config[name] for name in GENERATOR_SETTINGS}
+        settings = {name: config[name] for name in SETTINGS[network]}
         settings["image_size"] = (int(height), int(width or height))
-        for name, kind in GENERATOR_SETTINGS.items():
+        for name, kind in SETTINGS[network].items():
             if not isinstance(settings[name], kind):
                 raise TypeError(f"{name} is no {kind.__name__}")
         weights = dict(weights)  # without what torch notes beside them, and believes
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: its config is not a generator's ({error!r})") from error
+        raise CheckpointError(f"{path}: its config is not a {network}'s ({error!r})") from error
     return settings, weights
 
 

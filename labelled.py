@@ -1,17 +1,18 @@
 """Pictures with their classes: the folder that a picture lies in is its class.
 
     train/CLASS/1.jpg and test/CLASS/1.jpg    pictures to learn from and to test with
-    CLASS/1.jpg                               the same, to be divided at random
+    CLASS/1.jpg                               pictures to be divided at random
 
-Above these may be other folders. Named sets are read as though they lay in such folders.
+Further folders may lie above these. Named sets are read as though they lay in such folders.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,18 +22,19 @@ from dataset import random_at, run_name
 from sources import NAMED_SETS, DataError, Found, find
 from utils import warn
 
-EVERY, MOST_APART = 5, 10_000  # one picture in so many is set apart, up to the authors' number
+EVERY = 5  # of so many pictures one is set apart, up to the DCGAN authors' number
+MOST_APART = 10_000
 
 
 class Labelled(NamedTuple):
-    """Pictures, their classes, and for which purpose each is."""
+    """Pictures, their classes, and what each is for."""
 
     images: np.ndarray  # (N, H, W, C) uint8
     labels: np.ndarray  # (N,) int64, positions in `classes`
     classes: list[str]
     learning: np.ndarray  # rows of the pictures to learn from, in random order
     validation: np.ndarray  # of those to choose settings by
-    test: np.ndarray
+    test: np.ndarray  # of those to test with
 
 
 def open_labelled(
@@ -45,43 +47,107 @@ def open_labelled(
 ) -> Labelled:
     """Open the pictures of `data`, fitted to image_size (height, width) and `channels`.
 
-    If there are folders train and test, a picture under neither is left out. Otherwise a fifth
-    becomes the test. Then a fifth of what there is to learn from becomes the validation, at most
-    `MOST_APART` pictures either time, and as large a share of every class.
+    If there are folders train and test, what lies under neither is left out. Otherwise a fifth
+    becomes the test. Of the pictures to learn from a fifth becomes the validation. Either takes
+    `MOST_APART` at most, and the same share of every class.
 
     Raises:
-        DataError: no such data, pictures that lie in no folder or can't be read, or a class with
-            too few to learn from.
+        DataError: no such data, or its pictures can't be read, or their classes are not to be
+            told or too small.
     """
     found = find_labelled(data, download_dir)
     cached = open_cached(found, image_size, channels, cache_dir, run_name(data))
-    if cached.skipped:
-        share = f"{len(cached.skipped):,} of {len(cached.skipped) + len(cached.images):,}"
-        warn(f"{share} pictures can't be read; python dataset.py {data} lists them")
     undecoded = dict(cached.skipped[len(found.unreadable) :])
-    names = [name for name in found.names if name not in undecoded]  # those of cached.images
+    names = [name for name in found.names if name not in undecoded]  # of cached.images
+    if cached.skipped:
+        share = f"{len(cached.skipped):,} of {len(cached.skipped) + len(names):,}"
+        problem = f"{share} pictures can't be read; python dataset.py {data} lists them"
+        if len(cached.skipped) > len(names):
+            raise DataError(f"--data {data}: {problem}")
+        warn(problem)
 
-    folders = [re.split(r"[/\\]", name)[:-1] for name in names]
-    if [] in folders:
-        name = names[folders.index([])]
-        raise DataError(f"--data {data}: {name} lies in no folder that would be its class")
-    parts = np.array([folder[-2] if len(folder) > 1 else "" for folder in folders])
-    rows = np.arange(len(names))
-    divided = {"train", "test"} <= set(parts)
-    if divided:
-        rows = np.flatnonzero((parts == "train") | (parts == "test"))
-        if len(rows) < len(names):
-            warn(f"{len(names) - len(rows):,} pictures in neither train nor test are left out")
-    classes = sorted({folders[row][-1] for row in rows})
-    number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number.get(folder[-1], -1) for folder in folders])
-
-    if divided:
-        learning, test = rows[parts[rows] == "train"], rows[parts[rows] == "test"]
+    places = [re.split(r"[/\\]", f"//{name}")[-3:-1] for name in names]
+    parts, folders = np.array(places).T
+    if "" in folders:
+        stray = names[folders.tolist().index("")]
+        raise DataError(f"--data {data}: {stray} lies in no folder that would be its class")
+    learning, test = np.flatnonzero(parts == "train"), np.flatnonzero(parts == "test")
+    if len(learning) and len(test):
+        left_out = len(names) - len(learning) - len(test)
+        if left_out:
+            warn(f"{left_out:,} pictures lie neither in train nor in test, and are left out")
     else:
-        learning, test = set_apart(rows, labels, seed, "test")
-    learning, validation = set_apart(learning, labels, seed, "validation")
+        learning, test = set_apart(np.arange(len(names)), folders, seed, "test")
+    learning, validation = set_apart(learning, folders, seed, "validation")
+
+    classes = np.unique(folders[np.concatenate([learning, validation, test])])
+    labels = np.searchsorted(classes, folders)  # meaningless for what is left out
     if len(classes) < 2:
-        raise DataError(f"--data {data}: two classes or more, each in a folder, are needed")
-    fewest = np.bincount(labels[learning], minlength=len(classes)).argmin()
-    ...
+        raise DataError(f"--data {data}: all pictures are in {classes[0]}; two classes are needed")
+    counts = np.bincount(labels[learning], minlength=len(classes))
+    if counts.min() == 0:
+        raise DataError(f"--data {data}: no picture of {classes[counts.argmin()]} to learn from")
+    return Labelled(cached.images, labels, classes.tolist(), learning, validation, test)
+
+
+def set_apart(
+    rows: np.ndarray, folders: np.ndarray, seed: int, purpose: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divide `rows` into most of them and some, at random, with the same share of each folder."""
+    order = random_at(seed, purpose, 0).permutation(rows)
+    every = max(EVERY, -(-len(rows) // MOST_APART))
+    apart = order[np.argsort(folders[order], kind="stable")][::every]
+    return order[~np.isin(order, apart)], apart
+
+
+def find_labelled(data: str, download_dir: str) -> Found:
+    """Find pictures as `sources.find`; a named set's have names PART/CLASS/NUMBER, of both parts.
+
+    Raises:
+        DataError: as `sources.find`, or the set has no classes.
+    """
+    if Path(data).exists() or data not in NAMED_SETS:
+        return find(data, download_dir)
+    if data == "celeba":
+        raise DataError("--data celeba: its faces are of no classes")
+    if data == "digits":
+        from sklearn.datasets import load_digits
+
+        found = find(data, download_dir)
+        pairs = zip(load_digits().target, found.names, strict=True)
+        return found._replace(names=[f"{label}/{name}" for label, name in pairs])
+    arrays, names = [], []
+    for part in ("train", "test"):
+        try:
+            array, labels = open_part(data, download_dir, part)
+        except Exception as error:  # as in sources.py: each cause has its own class
+            reason = str(error).strip().split("\n")[0]
+            raise DataError(
+                f"--data {data}: its {part} part is not in --download_dir {download_dir}, and "
+                f"downloading it failed ({type(error).__name__}: {reason})"
+            ) from error
+        arrays.append(array)
+        names += [f"{part}/{int(label)}/{i}" for i, label in enumerate(labels, len(names))]
+    array = np.concatenate(arrays)
+
+    def open_row(name: str) -> Image.Image:
+        return Image.fromarray(array[int(name.split("/")[-1])])
+
+    stamp = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return Found(names, open_row, stamp, [], in_memory=True)
+
+
+def open_part(name: str, download_dir: str, part: str) -> tuple[np.ndarray, Sequence[int]]:
+    """Give the pictures (N, H, W) or (N, H, W, C) uint8 of torchvision's set, and their classes."""
+    from torchvision import datasets
+
+    if name == "svhn":
+        opened = datasets.SVHN(download_dir, part, download=True)
+        return opened.data.transpose(0, 2, 3, 1), opened.labels
+    kinds = {
+        "mnist": datasets.MNIST,
+        "fashion_mnist": datasets.FashionMNIST,
+        "cifar10": datasets.CIFAR10,
+    }
+    opened = kinds[name](download_dir, part == "train", download=True)
+    return np.asarray(opened.data), opened.targets

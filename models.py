@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import checkpoint
 from checkpoint import CheckpointError
 
+Network = TypeVar("Network", bound=nn.Module)
 LEAKY_SLOPE = 0.2  # section 4 of the paper
 DRAW_BATCH = 64  # rows that `draw` always gives the generator
 
@@ -87,17 +89,7 @@ class Generator(nn.Module):
         Raises:
             checkpoint.CheckpointError: the file is missing, damaged or no checkpoint of ours.
         """
-        settings, weights = checkpoint.read_generator(path, average)
-        try:
-            with torch.device("meta"):  # shapes alone: a few bytes may ask for gigabytes
-                expected = cls(**settings).state_dict()
-        except (TypeError, ValueError, RuntimeError) as error:
-            reason = checkpoint.first_line(error)
-            raise CheckpointError(f"{path}: its config is not a generator's ({reason})") from error
-        checkpoint.check_weights(path, weights, expected)
-        generator = cls(**settings)
-        generator.load_state_dict(weights)
-        return generator.eval().to(device, memory_format=torch.channels_last)
+        return _read(cls, path, device, average)
 
 
 class Discriminator(nn.Module):
@@ -137,6 +129,11 @@ class Discriminator(nn.Module):
         neither overflow nor saturate in half precision.
         """
         return self.main(x).flatten()
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> Discriminator:
+        """Give the discriminator of a checkpoint, as `Generator.from_checkpoint` the generator."""
+        return _read(cls, path, device)
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """Give the map of every convolution but the logit's, after its activation, largest first.
@@ -205,6 +202,24 @@ def draw(generator: nn.Module, z: Tensor) -> Tensor:
         images.append(generator(padded)[: len(rows)].cpu())
     generator.train(was_training)
     return torch.cat(images)
+
+
+def _read(
+    kind: type[Network], path: str | Path, device: str | torch.device, average: bool = False
+) -> Network:
+    """Give the network of one class from a checkpoint, see `Generator.from_checkpoint`."""
+    name = kind.__name__.lower()
+    settings, weights = checkpoint.read_network(path, name, average)
+    try:
+        with torch.device("meta"):  # shapes alone: a few bytes may ask for gigabytes
+            expected = kind(**settings).state_dict()
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = checkpoint.first_line(error)
+        raise CheckpointError(f"{path}: its config is not a {name}'s ({reason})") from error
+    checkpoint.check_weights(path, weights, expected)
+    network = kind(**settings)
+    network.load_state_dict(weights)
+    return network.eval().to(device, memory_format=torch.channels_last)
 
 
 def _map_sizes(image_size: int | tuple[int, int]) -> list[tuple[int, int]]:

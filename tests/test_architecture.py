@@ -22,6 +22,8 @@ MAY_IMPORT = {
     "pictures": {"sources"},
     "cache": {"pictures", "sources"},
     "dataset": {"atomic", "cache", "sources", "utils"},
+    "labelled": {"cache", "dataset", "sources", "utils"},
+    "svm": set(),
     "features": {"atomic", "dataset", "models", "utils"},
     "metrics": {"features", "models"},
     "models": {"checkpoint"},
