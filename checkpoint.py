@@ -119,6 +119,8 @@ def read_generator(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
         for name, kind in GENERATOR_SETTINGS.items():
             if not isinstance(settings[name], kind):
                 raise TypeError(f"{name} is no {kind.__name__}")
+        if settings["channels"] not in (1, 3, 4):
+            raise ValueError(f"{settings['channels']} channels")
         weights = dict(weights)  # without what torch notes beside them, and believes
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: its config is not a generator's ({error!r})") from error
