@@ -41,4 +41,6 @@ def test_every_program_is_tried_here():
     (tried,) = (
         mark.args[1] for mark in test_a_promise_is_kept.pytestmark if mark.name == "parametrize"
     )
-    assert programs - {"harness", "mutations", "surroundings"} == {words.split()[0] for words in tried}
+    assert programs - {"harness", "mutations", "surroundings"} == {
+        words.split()[0] for words in tried
+    }
