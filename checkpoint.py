@@ -127,6 +127,8 @@ def read_network(
         for name, kind in SETTINGS[network].items():
             if not isinstance(settings[name], kind):
                 raise TypeError(f"{name} is no {kind.__name__}")
+        if settings["channels"] not in (1, 3, 4):
+            raise ValueError(f"{settings['channels']} channels")
         weights = dict(weights)  # without what torch notes beside them, and believes
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: its config is not a {network}'s ({error!r})") from error

@@ -260,22 +260,22 @@ def save(
 ) -> None:
     """Put off to write what is kept of a run at an epoch's end, or at its own.
 
-    When it has all its steps the last checkpoint comes last, as with it a run counts as done.
+    When it has all its steps, its last checkpoint comes last, as with it a run counts as done.
     """
     epoch, within = divmod(step, plan.steps_per_epoch)
     contents = {"config": asdict(config), "epoch": epoch, "step": step, **contents}
     last = Path(config.checkpoint_dir, config.name, "last.pth")
     is_numbered, is_done = within == 0 and epoch % config.save_every == 0, step == plan.total
+    if not is_done:
+        record.later(checkpoint.save, last, contents)
     if is_numbered:
         record.later(checkpoint.save, last.with_name(f"epoch_{epoch:04d}.pth"), contents)
         record.later(prune, last.parent, config.keep)
-    if is_numbered or is_done:
+    if is_numbered or is_done or within:  # within an epoch a signal has stopped it
         record.later(record.plot)
     if is_done:
         record.later(record.animate)
-    record.later(checkpoint.save, last, contents)
-    if within and not is_done:  # a signal stops it
-        record.later(record.plot)
+        record.later(checkpoint.save, last, contents)
 
 
 def progress(plan: Plan, step: int, values: Mapping[str, float], left: float) -> str:

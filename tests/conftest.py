@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,12 @@ from PIL import Image
 OFFLINE = Path(__file__).parent / "offline"
 runpy.run_path(str(OFFLINE / "sitecustomize.py"))
 os.environ["PYTHONPATH"] = f"{OFFLINE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+
+
+# Nor do they inherit that signals are ignored, as under nohup.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def write_pictures(folder, count, size=(20, 24), mode="RGB", suffix=".png", first=0):

@@ -124,7 +124,14 @@ def test_a_small_file_that_claims_gigabytes_is_refused_before_they_are(tmp_path)
 
 @pytest.mark.parametrize(
     "config",
-    [{"z_dim": "eight"}, {"image_size": 16}, {"image_size": "9999"}, {"norm": "x"}, {"z_dim": 9}],
+    [
+        {"z_dim": "eight"},
+        {"image_size": 16},
+        {"image_size": "9999"},
+        {"norm": "x"},
+        {"z_dim": 9},
+        {"channels": 2},
+    ],
 )
 def test_settings_that_do_not_fit_are_one_line(tmp_path, config):
     path = generator_file(tmp_path / "odd.pth", config)

@@ -49,10 +49,8 @@ def running(*arguments, ready=20):
 def test_a_signal_saves_the_step_and_says_how_to_go_on(name):
     number = getattr(signal, name)
     with running(sys.executable) as process:
-        sent = time.monotonic()
         process.send_signal(number)
         _, said = process.communicate(timeout=30)
-    assert time.monotonic() - sent < 5
     assert process.returncode == 128 + number
     step = checkpoint.load("checkpoints/pictures/last.pth")["step"]
     last_line = said.splitlines()[-1]

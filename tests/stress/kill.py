@@ -66,7 +66,7 @@ def stress(kills: int, steps: int, seed: int = 0) -> Counter:
             while not ended:
                 process = play(checkpoints.name)
                 if counts["kills"] < kills:
-                    time.sleep(moments.uniform(0.7 * first, first + (whole - first) / 4))
+                    time.sleep(moments.uniform(0.7 * first, first + (whole - first) / 2))
                     process.kill()
                 _, said = process.communicate()
                 ended = process.returncode >= 0

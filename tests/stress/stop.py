@@ -35,11 +35,12 @@ from harness import (
 from tqdm import tqdm
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PATIENCE = 5.0  # seconds from the signal to the end of the process
 BROKEN = ("late", "wrong status", "not said", "steps lost", "failed", "not equal")
 
 
-def stop(folder: Path, flags: list[str], launcher: list[str], number: int, after: int) -> Counter:
+def stop(
+    folder: Path, flags: list[str], launcher: list[str], number: int, after: int, patience: float
+) -> Counter:
     """Start a run, send it a signal when its log has `after` steps, and count what it does."""
     counts: Counter = Counter()
     name = flags[-1]
@@ -52,7 +53,7 @@ def stop(folder: Path, flags: list[str], launcher: list[str], number: int, after
     _, said = process.communicate()
     seconds = time.monotonic() - sent
     counts["stopped"] += 1
-    counts["late"] += seconds > PATIENCE
+    counts["late"] += seconds > patience
     counts["not said"] += "go on with train.py" not in said
     if not launcher:  # torchrun ends with a status of its own
         counts["wrong status"] += process.returncode != 128 + number
@@ -62,7 +63,7 @@ def stop(folder: Path, flags: list[str], launcher: list[str], number: int, after
     return counts
 
 
-def stress(times: int, steps: int, seed: int = 0) -> Counter:
+def stress(times: int, steps: int, patience: float, seed: int = 0) -> Counter:
     """Stop a run so many times, and two ranks as many; give the counts."""
     counts: Counter = Counter()
     moments = random.Random(seed)
@@ -87,9 +88,8 @@ def stress(times: int, steps: int, seed: int = 0) -> Counter:
             expected = end(f"unbroken{len(launcher)}", launcher)
             for i, number in zip(range(times), itertools.cycle(NUMBERS), strict=False):
                 name = f"run{len(launcher)}-{i}"
-                seen = stop(
-                    folder, [*flags, name], launcher, number, moments.randrange(1, steps // 2)
-                )
+                after = moments.randrange(1, steps // 2)
+                seen = stop(folder, [*flags, name], launcher, number, after, patience)
                 slowest = max(counts["slowest, in ms"], seen["slowest, in ms"])
                 counts.update(seen)
                 counts["slowest, in ms"] = slowest
@@ -103,8 +103,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--times", type=int, default=30, help="a run is stopped")
     parser.add_argument("--steps", type=int, default=400, help="of each run")
+    parser.add_argument("--patience", type=float, default=5, help="seconds that saving may take")
     flags = parser.parse_args(arguments)
-    return conclude(stress(flags.times, flags.steps), BROKEN)
+    return conclude(stress(flags.times, flags.steps, flags.patience), BROKEN)
 
 
 if __name__ == "__main__":
