@@ -106,10 +106,10 @@ def probe(request: Request) -> list[dict[str, Any]]:
     Raises:
         SettingsError, DataError, CheckpointError: before anything is written but decoded pictures.
     """
-    output = Path(request.output or Path(request.load_path).with_suffix(".probe.json"))
-    check_writable(output.parent)
     device = pick_device(request.device)
     network = Discriminator.from_checkpoint(request.load_path, device)
+    output = Path(request.output or Path(request.load_path).with_suffix(".probe.json"))
+    check_writable(output.parent)
     layers = pick_layers(request.layers, network)
     data = open_labelled(
         request.data, network.image_size, network.channels, request.seed,
@@ -148,6 +148,7 @@ def probe(request: Request) -> list[dict[str, Any]]:
             f"{line['accuracy']:>10.2%}{spread}"
         )
         lines.append(line | about)
+    output.parent.mkdir(parents=True, exist_ok=True)
     with atomic.writing(output) as file:
         file.write(b"[\n" + b",\n".join(json.dumps(line).encode() for line in lines) + b"\n]\n")
     print(f"\n{PUBLISHED}\nWrote {output}")
@@ -258,8 +259,9 @@ def extract(
 def standardise(x: Tensor, *others: Tensor) -> None:
     """Give the features of x (N, D) mean 0 and deviation 1, and change `others` (M, D) alike.
 
-    So that C means the same for all of them, and that an SVM is trained in few steps. It was worth
-    0.5 to 3 points of accuracy on CIFAR-10 over one factor for all. What is constant becomes 0.
+    So that C means the same for all of them, and that an SVM is trained in few steps. Next to one
+    factor for all features it was worth half a point of accuracy, a trained network's on 4,000
+    pictures of CIFAR-10. What is constant becomes 0.
     """
     deviation, mean = torch.std_mean(x, 0)
     deviation[deviation < 1e-5 * deviation.max()] = torch.inf

@@ -20,7 +20,7 @@ from tqdm import tqdm
 # The grid of the DCGAN authors' code, made for 7,168 features that deviate by about 0.65, and below
 # it smaller ones: for features that deviate by 1, and for more of them.
 GRID = (2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
-TOLERANCE = 0.003  # of the largest slope
+TOLERANCE = 0.003  # on 30,000 CIFAR pictures 0.03 % and 0.2 points from what 0.001 gives
 
 
 class Chosen(NamedTuple):
@@ -44,7 +44,7 @@ def train(
 
     There f = w[:D] @ x + w[D] is a picture's score, and t is 1 if it is of the class, else -1. By
     L-BFGS from the weights `start`, or from 0, until no slope is more than `tolerance` of the
-    largest at 0. The likelier the features' means and deviations, the fewer steps it takes.
+    largest at 0. It takes the fewest steps if all features have mean 0 and the same deviation.
     """
     sign = torch.where(y == torch.arange(classes, device=y.device)[:, None], 1.0, -1.0)
     weights = x.new_zeros(classes, x.shape[1] + 1) if start is None else start.clone()

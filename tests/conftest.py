@@ -40,7 +40,8 @@ def write_mnist(folder, count):
     for part in ("train", "t10k"):
         header = np.array([0x803, count, 28, 28], ">i4").tobytes()
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
-        labels = np.array([0x801, count], ">i4").tobytes() + bytes(count)
+        classes = bytes(i % 2 for i in range(count))
+        labels = np.array([0x801, count], ">i4").tobytes() + classes
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
     return pixels
 

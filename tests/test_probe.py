@@ -253,11 +253,11 @@ def test_probe_learns_from_draws_of_labels(saved, tmp_path):
         Request(
             load_path=saved, data=str(folder), labels_per_class=3, draws=2, layers="2",
             statistics="running", no_baselines=True, device="cpu",
-            output=str(tmp_path / "a.json"),
+            output=str(tmp_path / "new" / "a.json"),
         )
     )  # fmt: skip
     assert [line["features"] for line in lines] == ["discriminator"]
-    assert lines == json.loads((tmp_path / "a.json").read_text())
+    assert lines == json.loads((tmp_path / "new" / "a.json").read_text())
     assert lines[0]["dimensions"] == 8 * 16 and lines[0]["layers"] == [2]
     assert lines[0]["labels"] == 9 and lines[0]["draws"] == 2 and lines[0]["deviation"] >= 0
     assert 0.5 < lines[0]["accuracy"] <= 1
@@ -288,6 +288,7 @@ def test_the_command_compares_with_pixels_and_the_untrained_network(saved, tmp_p
         ("--data colours", "--load_path"),
         ("--load_path a.pth", "--data"),
         ("--load_path missing.pth --data colours", "missing.pth"),
+        ("--load_path . --data colours", ". is a folder"),
         ("--load_path generator.pth --data colours", "holds no discriminator"),
         ("--load_path a.pth --data missing", "--data missing"),
         ("--load_path a.pth --data colours/red", "--data colours/red"),
