@@ -85,7 +85,7 @@ def test_the_readmes_command_for_two_machines():
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     line = line.replace("node1:29500", f"localhost:{port}").replace("_node 8", "_node 1")
-    command = shlex.split(line.replace("train.py", str(ROOT / "train.py")))
+    command = shlex.split(line.replace("train.py", shlex.quote(str(ROOT / "train.py"))))
     command += ["--image_size", "16", "--features", "4", "--batch_size", "10", "--steps", "2"]
     processes = [
         subprocess.Popen(

@@ -75,10 +75,11 @@ def stress(sizes: tuple[float, ...] = SIZES) -> Counter:
         for size in tqdm(sizes, desc="Disks", disable=None):
             disk = folder / f"disk{size}"
             disk.mkdir()
-            bound = int(size * whole.stat().st_size)
+            length = whole.stat().st_size
             words = [*wide, "--checkpoint_dir", f"{disk}/c", "--sample_dir", f"{disk}/s"]
-            with small_disk(disk, bound) as mounted:
+            with small_disk(disk, int(size * length)) as mounted:
                 counts["mounted" if mounted else "bounds on a file"] += 1
+                bound = int(min(size, 0.9) * length)  # of one file, so that no checkpoint fits
                 limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (bound,) * 2)
                 status, said = run(folder, words, preexec_fn=None if mounted else limit)
                 full = "No space left on device" in said or "File too large" in said
