@@ -91,7 +91,7 @@ def stress(points: int) -> Counter:
                 with Image.open(grid) as picture:
                     picture.load()
 
-            first(saved["generator"]).fill_(float("nan"))
+            first(saved["generator_ema"]).fill_(float("nan"))
             checkpoint.save(checkpoints / "last.pth", saved)
             words = command("generate.py", "--load_path", f"{checkpoints / 'last.pth'}")
             status, said = run(folder, words)
