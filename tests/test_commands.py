@@ -128,7 +128,9 @@ def script(tmp_path, monkeypatch, capsys):
     return run_here
 
 
-@pytest.mark.parametrize("name", ["train.py", "generate.py", "dataset.py"])
+@pytest.mark.parametrize(
+    "name", ["train.py", "generate.py", "evaluate.py", "probe.py", "dataset.py"]
+)
 def test_help_shows_the_defaults(name, script):
     status, said, _ = script(name, "--help")
     assert status == 0 and "usage:" in said and "(default: " in said
