@@ -88,6 +88,18 @@ class Config:
         shown="none", may_change=True,
     )  # fmt: skip
 
+    evaluate_every: int | None = setting(
+        "run", None, "epochs between measurements, the best of which keeps its checkpoint",
+        shown="never", minimum=1, may_change=True,
+    )  # fmt: skip
+    feature_network: str = setting(
+        "run", "efficientnet", "that measures, see evaluate.py",
+        choices=("efficientnet", "inception"), may_change=True,
+    )  # fmt: skip
+    on_collapse: str = setting(
+        "run", "go_on", "when all pictures are alike", choices=("go_on", "stop"), may_change=True
+    )
+
     name: str | None = setting(
         "files", None, "of the run and its folders", shown="from data", may_change=True
     )

@@ -9,7 +9,6 @@ is expected to do better. A file beside the checkpoint keeps all of it, one metr
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +21,18 @@ from torch import Tensor
 
 import atomic
 from checkpoint import CheckpointError
-from dataset import load, parse_size, random_at, run_name
+from dataset import load, parse_size, random_at
 from features import (
     NETWORKS,
     Drawn,
-    FeatureNetwork,
     as_seen,
     extract,
-    extract_cached,
     load_network,
+    real_features,
 )
 from metrics import FEWEST, compare, nearest
 from models import Generator
-from sources import NAMED_SETS, DataError, find
+from sources import NAMED_SETS, DataError
 from utils import (
     REQUIRED,
     SettingsError,
@@ -147,7 +145,8 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
     order = random_at(0, "evaluate", 0).permutation(len(real))
     count, half = len(rows), min(len(rows), len(real) // 2)
     needed = len(real) if request.neighbours else max(count, 2 * half)
-    features_real = real_features(request, network, real, order[:needed])
+    folders = request.download_dir, request.cache_dir
+    features_real = real_features(network, real, order[:needed], request.data, *folders)
     features_fake = extract(network, fake, rows, "generated pictures")
     height, width, channels = real.shape[1:]
     print(
@@ -226,19 +225,6 @@ def open_pictures(
     if generator is not None:
         return real, fake, np.arange(request.seed, request.seed + count)
     return real, fake, random_at(request.seed, "evaluate", 0).permutation(len(fake))[:count]
-
-
-def real_features(
-    request: Request, network: FeatureNetwork, real: np.ndarray, rows: np.ndarray
-) -> Tensor:
-    """Give the features (N, D) of the real pictures at N `rows`, cached if they will be of use."""
-    if not network.lasting:
-        return extract(network, real, rows, "real pictures")
-    stamp = find(request.data, request.download_dir).stamp
-    made_of = json.dumps([stamp, *real.shape, network.title, network.resize])
-    digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
-    name = f"{run_name(request.data)}-{request.feature_network}-{digest}.npy"
-    return extract_cached(network, real, rows, Path(request.cache_dir, name), "real pictures")
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:

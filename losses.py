@@ -11,11 +11,16 @@ from torch import Tensor
 
 
 class Loss(NamedTuple):
-    """What each player minimises, from logits (N,); `output` is what is reported as D's output."""
+    """What each player minimises, from logits (N,).
+
+    `output` is what is reported as D's output, and `outputs` what that is for a picture that is
+    surely generated, and for one that is surely real.
+    """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]  # of logit_real, logit_fake
     generator: Callable[[Tensor], Tensor]  # of logit_fake
     output: Callable[[Tensor], Tensor]
+    outputs: tuple[float, float]
 
 
 def bce_discriminator(logit_real: Tensor, logit_fake: Tensor) -> Tensor:
@@ -54,8 +59,8 @@ def hinge_generator(logit_fake: Tensor) -> Tensor:
 
 
 LOSSES = {
-    "bce": Loss(bce_discriminator, bce_generator, torch.sigmoid),
-    "minimax": Loss(bce_discriminator, minimax_generator, torch.sigmoid),
-    "lsgan": Loss(lsgan_discriminator, lsgan_generator, lambda logit: logit),
-    "hinge": Loss(hinge_discriminator, hinge_generator, lambda logit: logit),
+    "bce": Loss(bce_discriminator, bce_generator, torch.sigmoid, (0, 1)),
+    "minimax": Loss(bce_discriminator, minimax_generator, torch.sigmoid, (0, 1)),
+    "lsgan": Loss(lsgan_discriminator, lsgan_generator, lambda logit: logit, (0, 1)),
+    "hinge": Loss(hinge_discriminator, hinge_generator, lambda logit: logit, (-1, 1)),
 }

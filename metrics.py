@@ -9,13 +9,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-
-from features import Drawn, FeatureNetwork, extract
-from models import Generator
 
 CHUNK = 1024  # rows whose distances from all others are held at a time
 KID_SUBSET, KID_SUBSETS = 1000, 100  # Binkowski et al. 2018: the mean over random subsets
@@ -46,15 +42,6 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     return metric.compute().item()
-
-
-def frechet_from(network: FeatureNetwork, generator: Generator, real: Tensor, count: int) -> float:
-    """Give the Frechet distance of the pictures of seeds 0 to count - 1 from features (N, D).
-
-    Leaves the generator as it was, for a run that watches it while it learns.
-    """
-    fake = extract(network, Drawn(generator), np.arange(count), "generated pictures")
-    return frechet_distance(real, fake)
 
 
 def kernel_distance(real: Tensor, fake: Tensor, seed: int = 0) -> float:

@@ -38,10 +38,15 @@ def prune(folder: Path, keep: int) -> None:
 
 def set_aside(folder: Path) -> None:
     """Rename a folder that an earlier run left logs or checkpoints in, so that none is lost."""
-    if (folder / "log.jsonl").exists() or any(folder.glob("epoch_*.pth")):
+    if (folder / "log.jsonl").exists() or any(folder.glob("*.pth")):
         number = next(n for n in itertools.count(1) if not Path(f"{folder}.{n}").exists())
         folder.rename(f"{folder}.{number}")
         print(f"{folder} had files of an earlier run; they are now in {folder}.{number}")
+
+
+def real_grid(images: np.ndarray) -> np.ndarray:
+    """Give at most `REAL` of the real images, taken evenly."""
+    return images[:: -(-len(images) // REAL)]
 
 
 @contextlib.contextmanager
@@ -70,7 +75,7 @@ def open_record(
         atomic.sweep(folder)
         write_settings(folder / "settings.txt", config)
         with Record(sample_folder, start, config.tensorboard) as record:
-            record.draw("real", images[:: -(-len(images) // REAL)])
+            record.draw("real", real_grid(images))
             yield record
 
 
@@ -154,7 +159,7 @@ class Record:
                 self.warned.add(problem)
         self.pending.append(self.thread.submit(work, *arguments))
 
-    def entries(self) -> list[dict[str, float]]:
+    def entries(self) -> list[dict[str, Any]]:
         """Read the log, one JSON object a line, oldest first; a line cut by a crash is left out."""
         entries = []
         if self.log_path.exists():
@@ -168,12 +173,13 @@ class Record:
         names = (p for p in self.folder.iterdir() if re.fullmatch(r"step_\d+\.png", p.name))
         return sorted(names, key=lambda path: int(path.stem.removeprefix("step_")))
 
-    def log(self, entry: Mapping[str, float]) -> None:
+    def log(self, entry: Mapping[str, Any]) -> None:
         """Add a line to log.jsonl; `entry` has the step among its values."""
         atomic.append(self.log_path, _json_line(entry))
         if self.writer:
-            for name in entry.keys() - {"step"}:
-                self.writer.add_scalar(name, entry[name], entry["step"])
+            for name, value in entry.items():
+                if name != "step" and not isinstance(value, str):
+                    self.writer.add_scalar(name, value, entry["step"])
 
     def draw(self, name: str, images: np.ndarray, step: int = 0) -> None:
         """Write images (N, H, W, C) uint8 as the grid `name`.png."""
@@ -195,7 +201,7 @@ class Record:
         write_animation(self.folder / "training.webp", self.grids())
 
 
-def _json_line(entry: Mapping[str, float]) -> bytes:
+def _json_line(entry: Mapping[str, Any]) -> bytes:
     return json.dumps(entry).encode() + b"\n"
 
 
@@ -219,20 +225,29 @@ def write_animation(path: Path, frames: Sequence[Path], seconds: float = 8.0) ->
         )  # fmt: skip
 
 
-def plot_log(path: Path, entries: Sequence[Mapping[str, float]]) -> None:
-    """Plot the losses, and D(x) and D(G(z)), over the steps."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    top, bottom = figure.subplots(2, sharex=True)
-    for axes, label, lines in (
-        (top, "loss", {"loss_d": "discriminator", "loss_g": "generator"}),
-        (bottom, "D's output", {"d_real": "D(x)", "d_fake": "D(G(z))"}),
-    ):
+def plot_log(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Plot the losses, D(x) and D(G(z)), variety, and the distance from real pictures if known."""
+    panels = {
+        "loss": {"loss_d": "discriminator", "loss_g": "generator"},
+        "D's output": {"d_real": "D(x)", "d_fake": "D(G(z))"},
+        "variety": {"variety": "of the sample grid, real pictures' = 1"},
+        "frechet": {"frechet": "distance from real pictures"},
+        "FID": {"fid": "distance from real pictures"},
+    }
+    logged = {name for entry in entries for name in entry}
+    panels = {label: lines for label, lines in panels.items() if logged & lines.keys()}
+    figure = Figure(figsize=(9, 2.6 * len(panels)), layout="constrained")
+    rows = figure.subplots(len(panels), sharex=True)
+    for axes, (label, lines) in zip(rows, panels.items(), strict=True):
         for name, legend in lines.items():
-            values = [entry[name] for entry in entries]
-            axes.plot([entry["step"] for entry in entries], values, label=legend, linewidth=1)
+            points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+            marker = "." if len(points) < 100 else None
+            axes.plot(*zip(*points, strict=True), label=legend, linewidth=1, marker=marker)
         axes.set_ylabel(label)
+        if label in ("variety", "frechet", "FID"):
+            axes.set_ylim(bottom=0)
         axes.legend(loc="upper right")
         axes.grid(alpha=0.3)
-    bottom.set_xlabel("step")
+    rows[-1].set_xlabel("step")
     with atomic.writing(path) as file:
         figure.savefig(file, format="png", dpi=100)

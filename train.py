@@ -9,28 +9,26 @@ Flags can also come from a file, one `--flag value` a line: python train.py @set
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import math
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import checkpoint
 import ranks
+from best import Best
 from checkpoint import CheckpointError
 from config import Config
-from dataset import batches, load, parse_size, to_image, to_tensor
+from dataset import batches, load, parse_size, to_tensor
 from game import (
     METRICS,
     Players,
@@ -39,13 +37,12 @@ from game import (
     follow,
     load_players,
     make_players,
-    tensors_in,
     train_step,
 )
 from graph import Graph
+from keeper import Diverged, Keeper, Plan, what_is_due
 from losses import LOSSES
-from models import draw, sample_latents
-from record import Record, open_record, prune
+from record import open_record
 from resume import find_run
 from signals import Stopped, noted
 from sources import DataError
@@ -60,27 +57,10 @@ from utils import (
 )
 
 FEW_STEPS = 500  # digits were readable after 280 steps, the eyes of cats after 600
-GRID_SEEDS = range(64)  # the latents of every sample grid, those that generate.py draws by default
 
 
-class Diverged(ArithmeticError):
-    """A run whose numbers have left the range of floats."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(
-            f"step {step:,} gave numbers that are not finite, of which nothing was written; "
-            "--resume goes back to the last checkpoint, a lower --learning_rate begins a new run"
-        )
-
-
-class Plan(NamedTuple):
-    """How long a run is."""
-
-    batch_size: int  # over all ranks
-    steps_per_epoch: int
-    start: int  # steps done
-    total: int  # steps in all
-    source: Path | None  # the checkpoint that it goes on from
+class Collapsed(ArithmeticError):
+    """A run that --on_collapse stop has ended, after saving it."""
 
 
 def train(config: Config) -> Path:
@@ -112,6 +92,8 @@ def train(config: Config) -> Path:
 
         if saved:
             check_saved(config, saved)
+        measures = config.evaluate_every and ranks.rank() == 0
+        best = Best(config, images, device) if measures else None
         players = make_players(config, device)
         if saved:
             load_players(players, saved)
@@ -126,14 +108,18 @@ def train(config: Config) -> Path:
             f"writing to: {Path(config.checkpoint_dir, config.name)}, "
             f"{Path(config.sample_dir, config.name)}"
         )
-        stop = play(config, plan, players, images)
+        if best:
+            print(
+                f"measuring: {best.network.frechet} of {best.count:,} pictures by "
+                f"{best.network.title}; floor {best.floor:.1f}"
+            )
+        ended = play(config, plan, players, images, best)
         speaks = ranks.rank() == 0
-    folder = Path(config.checkpoint_dir, config.name)
-    if not stop:
-        return folder / "last.pth"
+    if not ended:
+        return Path(config.checkpoint_dir, config.name, "last.pth")
     if not speaks:
-        sys.exit(128 + stop.number)
-    raise stop
+        sys.exit(128 + ended.number if isinstance(ended, Stopped) else 2)
+    raise ended
 
 
 def check_run(config: Config, device: torch.device) -> None:
@@ -190,9 +176,11 @@ def make_plan(config: Config, count: int, saved: Mapping[str, Any] | None) -> Pl
     return Plan(batch_size, steps_per_epoch, start, total, source)
 
 
-def play(config: Config, plan: Plan, players: Players, images: np.ndarray) -> Stopped | None:
-    """Play the steps of `plan` and write what the run keeps; tell if a signal has stopped it."""
-    batch_size, steps_per_epoch, start, total, _ = plan
+def play(
+    config: Config, plan: Plan, players: Players, images: np.ndarray, best: Best | None
+) -> Stopped | Collapsed | None:
+    """Play the steps of `plan` and keep what is due; give what has ended the run before its end."""
+    batch_size, _, start, total, _ = plan
     device = next(players.generator.parameters()).device
     playing = players._replace(
         generator=ranks.share(players.generator, device),
@@ -212,78 +200,37 @@ def play(config: Config, plan: Plan, players: Players, images: np.ndarray) -> St
     stream = batches(images, batch_size, config.seed, start, config.mirror, part, device)
     bar = tqdm(total=total, initial=start, unit="step", disable=None)
     with noted() as signal_noted, bar, open_record(config, start, plan.source, images) as record:
-        began = clock = time.perf_counter()
-        logged, unread = start, []
+        keeper = record and Keeper(config, plan, players, images, record, best, signal_noted)
+        unread, stop, collapsed = [], 0, 0
         for step, batch in zip(range(start + 1, total + 1), stream, strict=False):
             drawn = drawn_at(config, step, batch_size, part, device)
             unread.append(step_on(batch=batch, **drawn))
             follow(players.generator_ema, players.generator, step, config.ema)
             stop = ranks.largest(signal_noted())
             bar.update()
-            saves = step % steps_per_epoch == 0 or step == total or stop > 0
-            logs = saves or step % config.log_every == 0
-            draws = saves or step % config.sample_every == 0
-            if logs or draws:
+            due = what_is_due(config, plan, step, stop > 0)
+            if due.log:
                 values = read_metrics(unread, step)
-            if logs:
-                seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                values["images_per_second"] = round((step - logged) * batch_size / seconds, 1)
-                logged = step
-                bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
-            if record:
-                # All that may find numbers that are not finite comes before the first write.
-                grid = draw_grid(players, config, step) if draws else None
-                contents = copy_states(players, step) if saves else {}
-                if logs:
-                    entry = {"step": step, "epoch": round(step / steps_per_epoch, 4), **values}
-                    record.later(record.log, entry)
-                if draws:
-                    record.later(record.draw, f"step_{step:07d}", grid, step)
-                if saves:
-                    save(record, config, plan, step, contents | {"pictures": len(images)})
-                    left = (clock - began) / (step - start) * (total - step)
-                    bar.write(progress(plan, step, values, left))
-            if stop:
+                ends = keeper.keep(step, due, values, bar) if keeper else False
+            if due.grid:  # from which the first rank tells
+                collapsed = ranks.largest(ends)
+            if due.save:  # which may have taken long: a signal that came meanwhile loses no step
+                stop = ranks.largest(signal_noted())
+            if stop or collapsed:
                 break
+        if keeper:
+            keeper.conclude(step)
     ranks.gather(None)  # so that none ends the others before the first has saved
-    if not stop or step == total:
+    if step == total or not (stop or collapsed):
         return None
     flags = f"--name {shlex.quote(config.name)}"
     if config.checkpoint_dir != "checkpoints":
         flags += f" --checkpoint_dir {shlex.quote(config.checkpoint_dir)}"
-    name = signal.Signals(stop).name
-    return Stopped(stop, f"{name}: saved step {step:,}; go on with train.py {flags} --resume")
-
-
-def save(
-    record: Record, config: Config, plan: Plan, step: int, contents: Mapping[str, Any]
-) -> None:
-    """Put off to write what is kept of a run at an epoch's end, or at its own.
-
-    When it has all its steps, its last checkpoint comes last, as with it a run counts as done.
-    """
-    epoch, within = divmod(step, plan.steps_per_epoch)
-    contents = {"config": asdict(config), "epoch": epoch, "step": step, **contents}
-    last = Path(config.checkpoint_dir, config.name, "last.pth")
-    is_numbered, is_done = within == 0 and epoch % config.save_every == 0, step == plan.total
-    if not is_done:
-        record.later(checkpoint.save, last, contents)
-    if is_numbered:
-        record.later(checkpoint.save, last.with_name(f"epoch_{epoch:04d}.pth"), contents)
-        record.later(prune, last.parent, config.keep)
-    if is_numbered or is_done or within:  # within an epoch a signal has stopped it
-        record.later(record.plot)
-    if is_done:
-        record.later(record.animate)
-        record.later(checkpoint.save, last, contents)
-
-
-def progress(plan: Plan, step: int, values: Mapping[str, float], left: float) -> str:
-    """Say in a line how far a run is, and how it goes; `left` in seconds."""
-    shown = "  ".join(f"{name} {values[name]:.3f}" for name in METRICS)
-    return (
-        f"epoch {step / plan.steps_per_epoch:.4g}  step {step:,}/{plan.total:,}  {shown}  "
-        f"{values['images_per_second']:,.0f} images/s  {tqdm.format_interval(left)} left"
+    if stop:
+        name = signal.Signals(stop).name
+        return Stopped(stop, f"{name}: saved step {step:,}; go on with train.py {flags} --resume")
+    return Collapsed(
+        f"saved step {step:,}, as its pictures are all alike; --on_collapse go_on goes on"
     )
 
 
@@ -301,29 +248,5 @@ def read_metrics(unread: list[Tensor], step: int) -> dict[str, float]:
     return dict(zip(METRICS, table[-1], strict=True))
 
 
-def draw_grid(players: Players, config: Config, step: int) -> np.ndarray:
-    """Draw the pictures (64, H, W, C) uint8 of the sample grid.
-
-    Raises:
-        Diverged: a value is not finite.
-    """
-    grid = draw(players.generator_ema, sample_latents(GRID_SEEDS, config.z_dim, config.z_dist))
-    if not grid.isfinite().all():
-        raise Diverged(step)
-    return to_image(grid)
-
-
-def copy_states(players: Players, step: int) -> dict[str, Any]:
-    """Copy the state of networks and optimizers, to be written while training goes on.
-
-    Raises:
-        Diverged: a weight, a statistic or a moment of Adam's is not finite.
-    """
-    states = {name: player.state_dict() for name, player in players._asdict().items()}
-    if not all(bool(x.isfinite().all()) for x in tensors_in(states)):
-        raise Diverged(step)
-    return copy.deepcopy(states)
-
-
 if __name__ == "__main__":
-    run_script(lambda: train(parse_settings(Config, __doc__)), CheckpointError, Diverged)
+    run_script(lambda: train(parse_settings(Config, __doc__)), CheckpointError, Diverged, Collapsed)

@@ -51,7 +51,8 @@ def asked(tmp_path, pictures):
 class Means(features.FeatureNetwork):
     """Stands for a network whose features last: the mean colours of the picture's quarters."""
 
-    title, resize = "means", "2x2"
+    name = title = "means"
+    resize = "2x2"
 
     def __init__(self, *_):
         super().__init__()

@@ -13,14 +13,12 @@ from PIL import Image
 import features
 from features import (
     DiscriminatorFeatures,
-    Drawn,
     as_seen,
     extract,
     extract_cached,
     load_network,
 )
-from metrics import frechet_distance, frechet_from
-from models import Discriminator, Generator
+from models import Discriminator
 from pictures import to_channels
 from utils import SettingsError
 
@@ -80,17 +78,6 @@ def test_cached_features_are_read_again_and_added_to(network, tmp_path, monkeypa
     monkeypatch.delattr(features, "extract")
     assert torch.equal(extract_cached(network, images, order[:25], path, ""), expected[:25])
     assert [file.name for file in tmp_path.iterdir()] == ["features.npy"]
-
-
-def test_a_generator_in_training_is_measured_and_left_as_it_was(network):
-    torch.manual_seed(0)
-    generator = Generator(8, 4, 3, 16).train()
-    before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
-    real = extract(network, noise(30), np.arange(30))
-    value = frechet_from(network, generator, real, 20)
-    assert value == frechet_distance(real, extract(network, Drawn(generator), np.arange(20))) > 0
-    assert generator.training
-    assert all(torch.equal(before[name], new) for name, new in generator.state_dict().items())
 
 
 # Networks that others made -----------------------------------------------------------------------

@@ -50,7 +50,9 @@ def test_a_run_leaves_what_the_readme_says(small, tmp_path):
     log = [json.loads(line) for line in (samples / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == list(range(1, 11))
     keys = {"step", "epoch", "loss_d", "loss_g", "d_real", "d_fake", "images_per_second"}
-    assert log[0].keys() == keys and log[-1]["epoch"] == 2
+    keys |= {"game", "game_since"}
+    assert log[0].keys() == keys and log[-1].keys() == keys | {"variety"}
+    assert log[-1]["epoch"] == 2
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])

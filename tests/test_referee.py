@@ -1,0 +1,60 @@
+"""The game in words: judged from the log alone, by bounds that real runs lie between."""
+
+import numpy as np
+import pytest
+
+from losses import LOSSES
+from referee import ADVICE, BALANCED, COLLAPSED, D_WINS, FALLING, G_WINS, Referee, variety
+
+
+def line(step, d_real=0.8, d_fake=0.2, **more):
+    return {"step": step, "d_real": d_real, "d_fake": d_fake, **more}
+
+
+GAMES = [
+    (BALANCED, "bce", [line(10)]),
+    (BALANCED, "bce", [line(10, 0.5, 0.5)]),  # equilibrium
+    (D_WINS, "bce", [line(10, 0.99, 0.01)]),
+    (D_WINS, "hinge", [line(10, 1.2, -1.1)]),
+    (BALANCED, "hinge", [line(10, 0.6, -0.5)]),
+    (G_WINS, "bce", [line(10, 0.7, 0.7)]),
+    (G_WINS, "hinge", [line(10, 0.5, 0.5)]),
+    (FALLING, "bce", [line(600, variety=0.9), line(700, variety=0.5)]),
+    (BALANCED, "bce", [line(600, variety=0.5), line(700, variety=0.9)]),
+    (COLLAPSED, "bce", [line(600, variety=0.9), line(700, variety=0.1)]),
+    (BALANCED, "bce", [line(100, variety=0.01)]),  # grey: it has only just begun
+    (COLLAPSED, "bce", [line(600, variety=0.01)]),
+]
+
+
+@pytest.mark.parametrize(("state", "loss", "entries"), GAMES)
+def test_a_game_in_words(state, loss, entries):
+    referee = Referee(LOSSES[loss], entries)
+    assert referee.state == state
+    assert bool(referee.advice()) == (state != BALANCED)
+
+
+def test_one_step_that_swings_is_no_victory():
+    entries = [line(step) for step in range(10, 100, 10)]
+    assert Referee(LOSSES["bce"], [*entries, line(100, 1.0, 0.0)]).state == BALANCED
+    won = [*entries, *(line(step, 1.0, 0.0) for step in range(100, 300, 10))]
+    referee = Referee(LOSSES["bce"], won)
+    assert referee.state == D_WINS and 100 < referee.since < 200
+    assert referee.words(1300) == f"the discriminator is winning for {1300 - referee.since:,} steps"
+
+
+def test_every_advice_names_a_flag_of_train():
+    from config import Config
+
+    for advice in ADVICE.values():
+        flags = [word.strip(";,.") for word in advice.split() if word.startswith("--")]
+        assert flags and all(flag[2:] in Config.__dataclass_fields__ for flag in flags)
+
+
+def test_variety_is_the_mean_distance_of_two_pictures():
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
+    pixels = images.reshape(5, -1).astype(float)
+    pairs = [(pixels[i] - pixels[j]) for i in range(5) for j in range(5) if i != j]
+    expected = np.mean([np.sqrt((pair**2).mean()) for pair in pairs])
+    assert variety(images) == pytest.approx(expected)
+    assert variety(images[[0, 0, 0]]) == pytest.approx(0, abs=1e-4) and variety(images[:1]) == 0
