@@ -51,7 +51,7 @@ def asked(tmp_path, pictures):
 class Means(features.FeatureNetwork):
     """Stands for a network whose features last: the mean colours of the picture's quarters."""
 
-    name = title = "means"
+    name, title = "efficientnet", "means"
     resize = "2x2"
 
     def __init__(self, *_):
