@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {"train", "generate", "evaluate", "probe"}
+SCRIPTS = {"train", "generate", "evaluate", "probe", "explore"}
 MAY_IMPORT = {
     "atomic": set(),
     "checkpoint": {"atomic"},
@@ -29,6 +29,8 @@ MAY_IMPORT = {
     "models": {"checkpoint"},
     "augment": set(),
     "game": {"augment", "checkpoint", "config", "dataset", "losses", "matrix_conv", "models"},
+    "latents": {"models", "utils"},
+    "sheet": {"atomic"},
     "utils": {"atomic", "sources", "streams"},
     "config": {"dataset", "sources", "utils"},
     "referee": {"losses"},

@@ -16,6 +16,7 @@ import pytest
 from conftest import write_mnist, write_pictures
 from PIL import Image
 
+from explore import COMMANDS
 from train import Config
 from utils import shown_default
 
@@ -129,10 +130,12 @@ def script(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["train.py", "generate.py", "evaluate.py", "probe.py", "dataset.py"]
-)
-def test_help_shows_the_defaults(name, script):
-    status, said, _ = script(name, "--help")
+    "command",
+    ["train.py", "generate.py", "evaluate.py", "probe.py", "dataset.py",
+     *(f"explore.py {name}" for name in COMMANDS)],
+)  # fmt: skip
+def test_help_shows_the_defaults(command, script):
+    status, said, _ = script(*command.split(), "--help")
     assert status == 0 and "usage:" in said and "(default: " in said
 
 
