@@ -10,8 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"train", "generate", "evaluate", "probe", "explore"}
 MAY_IMPORT = {
+    "animation": {"atomic", "utils"},
     "atomic": set(),
     "checkpoint": {"atomic"},
+    "command": {"dataset", "latents", "models", "sheet", "utils"},
     "graph": set(),
     "losses": set(),
     "matrix_conv": set(),
@@ -41,7 +43,9 @@ MAY_IMPORT = {
         "best", "checkpoint", "config", "dataset", "game", "losses", "models", "record", "referee",
         "utils",
     },
-    "record": {"atomic", "checkpoint", "config", "dataset", "pictures", "ranks", "utils"},
+    "record": {
+        "animation", "atomic", "checkpoint", "config", "dataset", "pictures", "ranks", "utils"
+    },
     "resume": {"checkpoint", "config", "dataset", "sources", "utils"},
 }  # fmt: skip
 OURS = {path.stem for path in ROOT.glob("*.py")}
