@@ -25,6 +25,7 @@ from tqdm import tqdm
 import atomic
 from checkpoint import CheckpointError
 from dataset import make_grid, to_image
+from latents import parse_seeds
 from models import DRAW_BATCH, Generator, draw, sample_latents
 from utils import (
     REQUIRED,
@@ -76,14 +77,7 @@ class Request:
         if self.seeds is None:
             first = self.seed or 0
             return [range(first, first + (self.num_output or 64))]
-        ranges = []
-        for part in self.seeds.split(","):
-            match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-            if last < first:
-                raise SettingsError(f"--seeds {self.seeds}: write it like 0-63,100")
-            ranges.append(range(first, last + 1))
-        return ranges
+        return parse_seeds(self.seeds)
 
 
 def generate(request: Request) -> Path:

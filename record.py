@@ -20,6 +20,7 @@ from PIL import Image
 import atomic
 import checkpoint
 import ranks
+from animation import write_animation
 from checkpoint import CheckpointError
 from config import Config
 from dataset import make_grid
@@ -198,18 +199,15 @@ class Record:
 
     def animate(self) -> None:
         """Write training.webp from the grids step_*.png."""
-        write_animation(self.folder / "training.webp", self.grids())
+        animate_files(self.folder / "training.webp", self.grids())
 
 
 def _json_line(entry: Mapping[str, Any]) -> bytes:
     return json.dumps(entry).encode() + b"\n"
 
 
-def write_animation(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> None:
-    """Write picture files as a WebP that loops in `seconds`, evenly thinned to 100 frames at most.
-
-    WebP because a GIF of the same grids has 256 colours, and takes three times the space.
-    """
+def animate_files(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> None:
+    """Write picture files as one that loops in `seconds`, evenly thinned to 100 frames at most."""
     taken = np.linspace(0, len(frames) - 1, min(len(frames), 100)).round().astype(int)
     pictures = []
     for i in taken:
@@ -218,11 +216,7 @@ def write_animation(path: Path, frames: Sequence[Path], seconds: float = 8.0) ->
         except OSError:
             warn(f"{frames[i]} can't be read, and is left out of {path.name}")
     durations = [round(seconds * 1000 / len(pictures))] * (len(pictures) - 1) + [2000]
-    with atomic.writing(path) as file:
-        pictures[0].save(
-            file, "WEBP", save_all=True, append_images=pictures[1:], duration=durations, loop=0,
-            quality=80, method=0,
-        )  # fmt: skip
+    write_animation(path, pictures, durations)
 
 
 def plot_log(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import math
 import os
 import re
 import signal
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,8 +44,11 @@ def setting(
     bare: str | None = None,
     shown: str | None = None,
     may_change: bool = False,
+    positional: bool = False,
 ) -> Any:
     """Declare a field of a settings dataclass, and with it a flag of the same name.
+
+    The flag of a field that is named `from_`, since `from` is Python's, is `--from`.
 
     Args:
         group: the heading that the flag stands under in `--help`.
@@ -55,10 +59,11 @@ def setting(
         bare: the value that the flag has when it is given without one.
         shown: the default in words, where it is None.
         may_change: whether a resumed run may have another value.
+        positional: whether it is given by its place, and not as a flag; `default` is `REQUIRED`.
     """
     metadata = {
         "help": help, "group": group, "choices": choices, "minimum": minimum, "below": below,
-        "bare": bare, "shown": shown, "may_change": may_change,
+        "bare": bare, "shown": shown, "may_change": may_change, "positional": positional,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -87,27 +92,51 @@ def check_settings(settings: Any) -> None:
             problem = "must be " + " and ".join(bounds + [f"below {below:g}"] * (below < math.inf))
         else:
             continue
-        raise SettingsError(f"--{field.name} {getattr(settings, field.name)}: {problem}")
+        raise SettingsError(f"{flag(field)} {getattr(settings, field.name)}: {problem}")
 
 
 def parse_settings(
-    kind: type[Settings], description: str | None, arguments: Sequence[str] | None = None
+    kind: type[Settings] | Mapping[str, type[Settings]],
+    description: str | None,
+    arguments: Sequence[str] | None = None,
 ) -> Settings:
     """Build the settings dataclass `kind` from command-line arguments, by default the process's.
 
     Only the flags that were given are passed to `kind`. One dash does for two, and @FILE stands
     for the flags in a settings file. A flag that does not parse ends the process with one line
-    and status 2.
+    and status 2. Where `kind` holds several by the names of commands, the first argument chooses.
 
     Raises:
         SettingsError: a value that cannot be used, or a settings file that cannot be read.
     """
-    parser = _Parser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
+    style: dict[str, Any] = {
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "argument_default": argparse.SUPPRESS,
+        "allow_abbrev": False,
+    }
+    parser = _Parser(description=description, **style)
+    if isinstance(kind, Mapping):
+        commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        for name, each in kind.items():
+            text = inspect.getdoc(each) or ""
+            command = commands.add_parser(
+                name, help=text.partition("\n")[0], description=text, **style
+            )
+            _add_flags(command, each)
+    else:
+        _add_flags(parser, kind)
+
+    words: list[str] = []
+    for word in sys.argv[1:] if arguments is None else arguments:
+        words += read_settings(word[1:]) if word.startswith("@") else [word]
+    words = [re.sub(r"^-(?=[a-z]\w)", "--", word) for word in words]
+    values = vars(parser.parse_args(words))
+    return values.pop("_kind")(**values)
+
+
+def _add_flags(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
+    """Let `parser` take the settings of `kind`, and give `kind` itself as one more value."""
+    parser.set_defaults(_kind=kind)
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         metadata, wanted = field.metadata, _type_of(kind, field)
@@ -120,18 +149,21 @@ def parse_settings(
             options["action"] = "store_true"
         else:
             options.update(type=wanted, metavar=wanted.__name__.upper())
-            options["required"] = field.default is REQUIRED
             if metadata["choices"]:
                 options.update(choices=metadata["choices"], metavar=None)
             if metadata["bare"]:
                 options.update(nargs="?", const=metadata["bare"])
-        groups[group].add_argument(f"--{field.name}", **options)
+        if metadata["positional"]:
+            options["metavar"] = field.name.upper()
+        else:
+            options.update(dest=field.name, required=field.default is REQUIRED)
+        groups[group].add_argument(flag(field), **options)
 
-    words: list[str] = []
-    for word in sys.argv[1:] if arguments is None else arguments:
-        words += read_settings(word[1:]) if word.startswith("@") else [word]
-    words = [re.sub(r"^-(?=[a-z]\w)", "--", word) for word in words]
-    return kind(**vars(parser.parse_args(words)))
+
+def flag(field: dataclasses.Field) -> str:
+    """Give the flag of a setting, or the name of one that is given by its place."""
+    name = field.name.rstrip("_")
+    return name if field.metadata["positional"] else f"--{name}"
 
 
 def shown_default(field: dataclasses.Field) -> str:
@@ -185,11 +217,11 @@ def write_settings(path: Path, settings: Any) -> None:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if value is True:
-            lines.append(f"--{field.name}")
+            lines.append(flag(field))
         elif value is not None and value is not False:
             plain = re.fullmatch(r'[^\s"#=]([^"#]*[^\s"#])?', str(value))
             value = value if plain else '"{}"'.format(value.replace('"', '""'))
-            lines.append(f"--{field.name} {value}")
+            lines.append(f"{flag(field)} {value}")
     with atomic.writing(path) as file:
         file.write("\n".join([*lines, ""]).encode("utf-8", "surrogateescape"))
 

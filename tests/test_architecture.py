@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {"train", "generate", "evaluate", "probe"}
+SCRIPTS = {"train", "generate", "evaluate", "probe", "explore"}
 MAY_IMPORT = {
+    "animation": {"atomic", "utils"},
     "atomic": set(),
     "checkpoint": {"atomic"},
+    "command": {"dataset", "latents", "models", "sheet", "utils"},
     "graph": set(),
     "losses": set(),
     "matrix_conv": set(),
@@ -29,6 +31,8 @@ MAY_IMPORT = {
     "models": {"checkpoint"},
     "augment": set(),
     "game": {"augment", "checkpoint", "config", "dataset", "losses", "matrix_conv", "models"},
+    "latents": {"models", "utils"},
+    "sheet": {"atomic"},
     "utils": {"atomic", "sources", "streams"},
     "config": {"dataset", "sources", "utils"},
     "referee": {"losses"},
@@ -39,7 +43,9 @@ MAY_IMPORT = {
         "best", "checkpoint", "config", "dataset", "game", "losses", "models", "record", "referee",
         "utils",
     },
-    "record": {"atomic", "checkpoint", "config", "dataset", "pictures", "ranks", "utils"},
+    "record": {
+        "animation", "atomic", "checkpoint", "config", "dataset", "pictures", "ranks", "utils"
+    },
     "resume": {"checkpoint", "config", "dataset", "sources", "utils"},
 }  # fmt: skip
 OURS = {path.stem for path in ROOT.glob("*.py")}

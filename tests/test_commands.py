@@ -16,6 +16,7 @@ import pytest
 from conftest import write_mnist, write_pictures
 from PIL import Image
 
+from explore import COMMANDS
 from train import Config
 from utils import shown_default
 
@@ -129,10 +130,12 @@ def script(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["train.py", "generate.py", "evaluate.py", "probe.py", "dataset.py"]
-)
-def test_help_shows_the_defaults(name, script):
-    status, said, _ = script(name, "--help")
+    "command",
+    ["train.py", "generate.py", "evaluate.py", "probe.py", "dataset.py",
+     *(f"explore.py {name}" for name in COMMANDS)],
+)  # fmt: skip
+def test_help_shows_the_defaults(command, script):
+    status, said, _ = script(*command.split(), "--help")
     assert status == 0 and "usage:" in said and "(default: " in said
 
 
@@ -156,6 +159,16 @@ def test_help_shows_the_defaults(name, script):
         ("generate.py --load_path notes.pth", "notes.pth"),
         ("generate.py --load_path empty", "empty"),
         ("generate.py --load_path a.pth --nonsense 1", "--nonsense"),
+        ("explore.py", "COMMAND"),
+        ("explore.py dance", "dance"),
+        ("explore.py pick", "--load_path"),
+        ("explore.py arithmetic --load_path a.pth", "EXPRESSION"),
+        ("explore.py turn --to 3 --load_path a.pth", "--from"),
+        ("explore.py pick --load_path missing.pth", "missing.pth"),
+        ("explore.py walk --load_path notes.pth", "notes.pth"),
+        ("explore.py walk --load_path a.zip", "a.zip"),
+        ("explore.py walk --load_path a.zip --output walk.jpg", "walk.jpg"),
+        ("explore.py pick --load_path a.zip --output notes.pth/a.png", "notes.pth"),
         ("dataset.py", "data"),
         ("dataset.py path --output sheet.jpg", "sheet.jpg"),
         ("dataset.py path --output notes.pth/sheet.png", "notes.pth"),

@@ -1,0 +1,108 @@
+"""What explore.py's commands share: a checkpoint, its pictures, a file that can be made again."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset import to_image
+from latents import read_latents
+from models import DRAW_BATCH, Generator, draw
+from sheet import Cell, lay_out, write_png
+from utils import (
+    REQUIRED,
+    SettingsError,
+    check_settings,
+    check_writable,
+    flag,
+    pick_device,
+    setting,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What every command takes; a subclass has an `output` and its `run`.
+
+    Raises:
+        SettingsError: a value out of its range.
+    """
+
+    load_path: str = setting("pictures", REQUIRED, "the checkpoint, a .pth file")
+    no_ema: bool = setting("pictures", False, "the last step's weights, not their average")
+    scale: int = setting("files", 1, "times to enlarge each picture, pixel for pixel", minimum=1)
+    device: str = setting("run", "auto", "cpu, cuda, cuda:1, mps; auto: cuda or cpu")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def open_generator(self) -> Generator:
+        return Generator.from_checkpoint(self.load_path, pick_device(self.device), not self.no_ema)
+
+    def open_output(self, *suffixes: str) -> Path:
+        """Give the file to write, whose folder can be written to.
+
+        Raises:
+            SettingsError: it can't, or the name ends in none of `suffixes`.
+        """
+        output = Path(self.output)
+        if output.suffix.lower() not in suffixes or output.is_dir():
+            raise SettingsError(f"--output {output}: must be a {' or '.join(suffixes)} file")
+        check_writable(output.parent)
+        return output
+
+    def read(
+        self, generator: Generator, text: str, flag: str = "--seeds"
+    ) -> tuple[list[str], Tensor]:
+        """Give the names and the latents (N, Z) of a list, see `latents.read_latents`."""
+        return read_latents(text, generator.z_dim, generator.z_dist, flag)
+
+    def check_count(self, generator: Generator, count: int) -> None:
+        """Refuse so many pictures that no viewer would open a sheet of them.
+
+        Raises:
+            SettingsError: saying what to do.
+        """
+        height, width = generator.image_size
+        if count * height * width * self.scale**2 > Image.MAX_IMAGE_PIXELS:
+            raise SettingsError(
+                f"{count:,} pictures of {height * self.scale}x{width * self.scale} pixels are too "
+                "many for one file: ask for fewer or smaller ones"
+            )
+
+    def draw(self, generator: Generator, z: Tensor) -> np.ndarray:
+        """Draw the pictures (N, H, W, C) uint8 of latents z (N, Z), `scale` times their size.
+
+        Raises:
+            SettingsError: they are too many, see `check_count`.
+        """
+        self.check_count(generator, len(z))
+        batches = []
+        with tqdm(total=len(z), unit="picture", disable=None, leave=False) as bar:
+            for rows in z.split(DRAW_BATCH):
+                batches.append(to_image(draw(generator, rows)))
+                bar.update(len(rows))
+        return np.concatenate(batches).repeat(self.scale, axis=1).repeat(self.scale, axis=2)
+
+    def line(self) -> str:
+        """Give the command line that draws the same again, in whichever file."""
+        words = ["python", "explore.py", type(self).__name__.lower()]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("output", "device") and value is not None and value is not False:
+                name = [] if field.metadata["positional"] else [flag(field)]
+                words += name + [str(value)] * (value is not True)
+        return shlex.join(words)
+
+    def write(self, output: Path, rows: list[list[Cell]]) -> Path:
+        """Write a sheet of cells, see `sheet.lay_out`, and give its path."""
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_png(output, lay_out(rows), self.line())
+        print(f"Wrote {output}")
+        return output

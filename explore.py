@@ -1,0 +1,174 @@
+"""Look inside a generator, as section 6 of the paper does.
+
+    python explore.py pick --load_path X.pth --seeds 0-99
+    python explore.py walk --load_path X.pth --seeds 3,17,22 --loop --output walk.mp4
+    python explore.py arithmetic "3,17,22 - 4,9,11 + 5,6,8" --load_path X.pth
+    python explore.py turn --from 3,17,22,30 --to 4,9,11,12 --seeds 50-57 --load_path X.pth
+
+Wherever seeds stand, so may files of latents: 3,photo.npy,8-10 takes all rows of that file, and
+photo.npy:0 its first. What is written holds the command that draws it: a PNG in its text, a WebP as
+its description, a GIF as its comment, an MP4 not at all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from animation import FRAMES_A_SECOND, SUFFIXES, write_animation
+from checkpoint import CheckpointError
+from command import Command
+from latents import combine, neighbours, read_terms, rescale, turn, walk
+from pictures import to_channels
+from sheet import Cell, as_pillow
+from utils import REQUIRED, SettingsError, parse_settings, run_script, setting
+
+SIGN = 28  # size of a sum's signs, in pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick(Command):
+    """Draw the pictures of many seeds, each with its number, to choose from."""
+
+    seeds: str = setting("pictures", "0-99", "which, such as 0-63,100")
+    output: str = setting("files", "samples/pick.png", "the PNG to write")
+
+    def run(self) -> Path:
+        """Draw the sheet, as square as the number of pictures allows, and give its path."""
+        output, generator = self.open_output(".png"), self.open_generator()
+        names, z = self.read(generator, self.seeds)
+        cells = list(map(Cell, self.draw(generator, z), names))
+        columns = math.ceil(math.sqrt(len(cells)))
+        return self.write(output, [cells[i : i + columns] for i in range(0, len(cells), columns)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk(Command):
+    """Go from latent to latent: an animation, or a strip with a row a leg, as figure 4."""
+
+    seeds: str = setting("pictures", "0-8", "the latents to pass, such as 3,17,22")
+    path: str = setting(
+        "pictures", "spherical", "between them; straight goes through paler pictures",
+        choices=("spherical", "straight"),
+    )  # fmt: skip
+    loop: bool = setting("pictures", False, "go back to the first at the end")
+    frames: int | None = setting(
+        "pictures", None, "steps from one to the next", shown="30; in a .png 9", minimum=1
+    )
+    output: str = setting(
+        "files", "samples/walk.webp", "a .webp, .gif or .mp4, or the strip, a .png"
+    )
+
+    def run(self) -> Path:
+        """Draw the animation, of 25 frames a second, or the strip, and give its path.
+
+        A row of the strip begins with one latent of the list and ends with the next.
+        """
+        output, generator = self.open_output(".png", *SUFFIXES), self.open_generator()
+        names, z = self.read(generator, self.seeds)
+        if len(z) < 2:
+            raise SettingsError(f"--seeds {self.seeds}: a walk takes two or more")
+        strip = output.suffix.lower() == ".png"
+        frames = self.frames or (9 if strip else 30)
+        self.check_count(generator, len(z) * frames)
+        images = self.draw(generator, walk(z, frames, self.path, self.loop))
+        if strip:
+            cells = list(map(Cell, images))
+            cells[::frames] = map(Cell, images[::frames], names)
+            cells += cells[:1] * self.loop
+            return self.write(
+                output, [cells[i : i + frames + 1] for i in range(0, len(cells) - 1, frames)]
+            )
+        output.parent.mkdir(parents=True, exist_ok=True)
+        pictures = [to_channels(as_pillow(image), 3) for image in images]
+        write_animation(output, pictures, [1000 // FRAMES_A_SECOND] * len(pictures), self.line())
+        print(f"Wrote {output}")
+        return output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic(Command):
+    """Add and subtract concepts, each the mean of some latents, as figure 7.
+
+    In the middle of the last block is the result, and around it neighbours with noise of 0.25. The
+    means and the result are drawn at the norm that a latent of training has.
+    """
+
+    expression: str = setting(
+        "pictures", REQUIRED, 'such as "3,17,22 - 4,9,11 + 5,6,8", a space before each sign',
+        positional=True,
+    )  # fmt: skip
+    output: str = setting("files", "samples/arithmetic.png", "the PNG to write")
+
+    def run(self) -> Path:
+        """Draw the sheet and give its path: a column a concept, its mean beneath, the result."""
+        output, generator = self.open_output(".png"), self.open_generator()
+        signs, lists = zip(*read_terms(self.expression), strict=True)
+        names, concepts = zip(
+            *(
+                self.read(generator, text, "expression, a space before each sign:")
+                for text in lists
+            ),
+            strict=True,
+        )
+        means = torch.stack([z.mean(0) for z in concepts])
+        result = rescale(combine(list(zip(signs, concepts, strict=True))), generator.z_dist)
+        around = neighbours(result)
+        block = [around[:4], result[None], around[4:]]
+        z = torch.cat([*concepts, rescale(means, generator.z_dist), *block])
+        images = iter(self.draw(generator, z))
+
+        equation = max(map(len, names))  # the row of the means, their signs and the result
+        cells = [[Cell()] * (2 * len(signs) + 4) for _ in range(equation + 2)]
+        for column, labels in enumerate(names):
+            for row, label in enumerate(labels, equation - len(labels)):
+                cells[row][2 * column + 1] = Cell(next(images), label)
+        for column, sign in enumerate(signs):
+            text = "-" if sign < 0 else "+" * (column > 0)
+            cells[equation][2 * column : 2 * column + 2] = (
+                Cell(None, text, SIGN),
+                Cell(next(images), "mean"),
+            )
+        cells[equation][-4] = Cell(None, "=", SIGN)
+        for i, image in enumerate(images):
+            cells[equation - 1 + i // 3][i % 3 - 3] = Cell(image, "result" * (i == 4))
+        return self.write(output, cells)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn(Command):
+    """Move latents along the vector between the means of two groups of others, as figure 8.
+
+    Each row has a latent in its middle, and the vector taken off to its left and added to its
+    right. Its norm stays, without which the ends would glare.
+    """
+
+    from_: str = setting("pictures", REQUIRED, "a group such as 3,17,22,30: the left of the rows")
+    to: str = setting("pictures", REQUIRED, "the group that differs from it: the right")
+    seeds: str = setting("pictures", "0-7", "the latents to move, such as 50-57")
+    steps: int = setting("pictures", 9, "pictures a row; odd to have the latent's own", minimum=2)
+    output: str = setting("files", "samples/turn.png", "the PNG to write")
+
+    def run(self) -> Path:
+        """Draw the sheet, a row a latent, and give its path."""
+        output, generator = self.open_output(".png"), self.open_generator()
+        start = self.read(generator, self.from_, "--from")[1]
+        end = self.read(generator, self.to, "--to")[1]
+        names, z = self.read(generator, self.seeds)
+        self.check_count(generator, len(z) * self.steps)
+        moved = turn(z, combine([(1, end), (-1, start)]), self.steps)
+        images = iter(self.draw(generator, moved.flatten(0, 1)))
+        cells = [[Cell(), *(Cell(None, f"{t:.2g}") for t in torch.linspace(-1, 1, self.steps))]]
+        for name in names:
+            cells.append([Cell(None, name), *map(Cell, islice(images, self.steps))])
+        return self.write(output, cells)
+
+
+COMMANDS = {"pick": Pick, "walk": Walk, "arithmetic": Arithmetic, "turn": Turn}
+
+if __name__ == "__main__":
+    run_script(lambda: parse_settings(COMMANDS, __doc__).run(), CheckpointError)
