@@ -19,7 +19,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -32,12 +32,18 @@ SETTINGS = {
     "generator": {**NETWORK, "z_dim": int, "activation": str, "z_dist": str},
     "discriminator": NETWORK,
 }
-# What the pickle of a checkpoint calls. Of what else torch allows, some claims gigabytes by itself,
-# and some makes tensors that are no plain arrays.
+# What the pickle of a checkpoint calls, and besides what those of other programs call. Of what else
+# torch allows, some claims gigabytes by itself, and some makes tensors that are no plain arrays.
 CALLED = {
     "collections OrderedDict", "torch._utils _rebuild_tensor_v2",
     "torch FloatStorage", "torch LongStorage",
 }  # fmt: skip
+CALLED_ELSEWHERE = {
+    "torch._utils _rebuild_tensor", "torch._utils _rebuild_parameter", "torch Size", "torch device",
+    "torch DoubleStorage", "torch HalfStorage", "torch BFloat16Storage", "torch IntStorage",
+    "torch ShortStorage", "torch CharStorage", "torch ByteStorage", "torch BoolStorage",
+}  # fmt: skip
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of PyTorch before 1.6 begin
 
 
 class CheckpointError(ValueError):
@@ -50,8 +56,13 @@ def save(path: str | Path, contents: Mapping[str, Any]) -> None:
     Raises:
         OSError: naming `path`; the file that was there before still is.
     """
+    write(path, {"format": FORMAT, **contents})
+
+
+def write(path: str | Path, contents: Any) -> None:
+    """Do as `save`, for a file that need not be a training checkpoint."""
     serialized = io.BytesIO()  # as torch hides what the system says of a disk that is full
-    torch.save({"format": FORMAT, **contents}, serialized)
+    torch.save(contents, serialized)
     with atomic.writing(Path(path)) as file:
         file.write(serialized.getbuffer())
 
@@ -62,6 +73,23 @@ def load(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, a folder, damaged (its checksums are compared) or not ours.
     """
+    contents = read(path)
+    if not is_ours(contents):
+        raise CheckpointError(f"{path} is no checkpoint of train.py: its format is not {FORMAT}")
+    return contents
+
+
+def is_ours(contents: Any) -> bool:
+    """Tell whether what a file holds is a training checkpoint."""
+    return type(contents) is dict and contents.get("format") == FORMAT
+
+
+def read(path: str | Path) -> Any:
+    """Read what a file of any program's weights holds onto the CPU, without running it.
+
+    Raises:
+        CheckpointError: missing, a folder, damaged, or more than weights and plain values.
+    """
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name the .pth file in it")
@@ -69,32 +97,27 @@ def load(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file")
     with open(path, "rb") as file:
         try:
-            with zipfile.ZipFile(file) as archive:
-                entries = archive.infolist()
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                    raise CheckpointError(
-                        f"{path} is compressed, which PyTorch's checkpoints are not"
-                    )
-                # Attributes, which torch leaves at 0, may call an entry a folder: its checksum
-                # would not be compared, and what it holds not be read.
-                odd = (entry.filename for entry in entries if entry.external_attr)
-                damaged = next(odd, None) or archive.testzip()
-                unknown = set() if damaged else _called(archive) - CALLED
+            is_legacy = file.read(len(LEGACY)) == LEGACY
+            called = _called_by_legacy(file) if is_legacy else _called_by_archive(file, path)
         except CheckpointError:
             raise
         except Exception as error:  # what is no archive makes zipfile raise nearly anything
             raise CheckpointError(f"{path} is no checkpoint, or is cut short") from error
-    if damaged:
-        raise CheckpointError(f"{path} is damaged: {damaged!r} does not match its checksum")
+    unknown = called - CALLED - CALLED_ELSEWHERE
     if unknown:
-        raise CheckpointError(f"{path} is no checkpoint of train.py: it calls {min(unknown)!r}")
+        raise CheckpointError(
+            f"{path} holds more than weights, which is not run: it calls {min(unknown)!r}; a file "
+            "of the network's state_dict() alone would open"
+        )
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no common class for what it cannot read
         reason = first_line(error)
         raise CheckpointError(f"{path} is no checkpoint that can be read: {reason}") from error
-    if type(contents) is not dict or contents.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no checkpoint of train.py: its format is not {FORMAT}")
+    if is_ours(contents) and not called <= CALLED:
+        raise CheckpointError(
+            f"{path} is no checkpoint of train.py: it calls {min(called - CALLED)!r}"
+        )
     return contents
 
 
@@ -104,18 +127,17 @@ def numbered(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.stem.removeprefix("epoch_")))
 
 
-def read_network(
-    path: str | Path, network: str, average: bool = False
+def network_in(
+    path: str | Path, contents: Mapping[str, Any], network: str, average: bool = False
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read from a checkpoint the settings and the weights of its "generator" or "discriminator".
+    """Give the settings and the weights of a checkpoint's "generator" or "discriminator".
 
     The settings are arguments of the class of that name in models.py. The weights are the last, or
     with `average` their average, if there is one.
 
     Raises:
-        CheckpointError: as `load`.
+        CheckpointError: it has none, or they are no such settings.
     """
-    contents = load(path)
     config, weights = contents.get("config"), contents.get(network)
     weights = contents.get(f"{network}_ema", weights) if average else weights
     if not isinstance(config, dict) or not isinstance(weights, dict):
@@ -140,10 +162,34 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _called(archive: zipfile.ZipFile) -> set[str]:
-    """Give the functions and classes, as "module name", that a checkpoint's pickle calls."""
-    [pickled] = [name for name in archive.namelist() if name.lower().endswith("/data.pkl")]
-    codes = pickletools.genops(archive.read(pickled))
+def _called_by_archive(file: IO[bytes], path: Path) -> set[str]:
+    """Give what the pickle in an archive calls, as "module name", and compare all checksums.
+
+    Raises:
+        CheckpointError: the archive is compressed or damaged.
+    """
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise CheckpointError(f"{path} is compressed, which PyTorch's checkpoints are not")
+        # Attributes, which torch leaves at 0, may call an entry a folder: its checksum
+        # would not be compared, and what it holds not be read.
+        odd = (entry.filename for entry in entries if entry.external_attr)
+        damaged = next(odd, None) or archive.testzip()
+        if damaged:
+            raise CheckpointError(f"{path} is damaged: {damaged!r} does not match its checksum")
+        [pickled] = [name for name in archive.namelist() if name.lower().endswith("/data.pkl")]
+        return _called(archive.read(pickled))
+
+
+def _called_by_legacy(file: IO[bytes]) -> set[str]:
+    """Give what the pickles after the first of a legacy file call: version, system, contents."""
+    return set.union(*(_called(file) for _ in range(3)))
+
+
+def _called(pickled: bytes | IO[bytes]) -> set[str]:
+    """Give the functions and classes, as "module name", that a pickle calls, up to its end."""
+    codes = pickletools.genops(pickled)
     return {argument for code, argument, _ in codes if code.name == "GLOBAL"}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 import atomic
 from checkpoint import CheckpointError
@@ -75,12 +75,23 @@ class Request:
         "pictures", REQUIRED, "the real ones, a folder, a .zip, or a set: " + ", ".join(NAMED_SETS)
     )
     image_size: str | None = setting(
-        "pictures", None, "with --images: in pixels, 64 or 64x96 (height x width)", shown="64"
-    )
+        "pictures", None, "of --images or another program's checkpoint, in pixels, 64 or 64x96",
+        shown="64, or the likeliest",
+    )  # fmt: skip
     num_output: int | None = setting(
         "pictures", None, "how many of each", shown=f"all there are, to {MOST}", minimum=FEWEST
     )
     no_ema: bool = setting("pictures", False, "the last step's weights, not their average")
+    activation: str | None = setting(
+        "pictures", None, "of another program's generator",
+        shown="as batch norm tells, or relu",
+        choices=("relu", "leaky_relu"),
+    )  # fmt: skip
+    z_dist: str | None = setting(
+        "pictures", None, "another program's z, from N(0, 1) or U(-1, 1)",
+        shown="as batch norm tells, or normal",
+        choices=("normal", "uniform"),
+    )  # fmt: skip
     seed: int = setting(
         "pictures", 0, "of the first one drawn; the others count up", minimum=0, below=2**62
     )
@@ -105,9 +116,9 @@ class Request:
         check_settings(self)
         if (self.load_path is None) == (self.images is None):
             raise SettingsError("give one of --load_path, a checkpoint, and --images, a folder")
+        if self.images is not None and (self.activation or self.z_dist):
+            raise SettingsError("--activation and --z_dist: are for --load_path, a checkpoint")
         if self.image_size is not None:
-            if self.load_path is not None:
-                raise SettingsError("--image_size: the checkpoint says it; leave it out")
             parse_size(self.image_size)
         if self.feature_network == "discriminator" and self.load_path is None:
             raise SettingsError("--feature_network discriminator: takes a checkpoint, --load_path")
@@ -135,8 +146,10 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
     output = request.json_path()
     check_writable(output.parent)
     generator = request.load_path and Generator.from_checkpoint(
-        request.load_path, device, not request.no_ema
-    )
+        request.load_path, device, not request.no_ema,
+        activation=request.activation, z_dist=request.z_dist,
+        image_size=request.image_size and parse_size(request.image_size),
+    )  # fmt: skip
     network = load_network(request.feature_network, request.load_path, request.inception_weights)
     network.to(device)
     real, fake, rows = open_pictures(request, generator)
@@ -193,7 +206,7 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
 
 
 def open_pictures(
-    request: Request, generator: Generator | None
+    request: Request, generator: nn.Module | None
 ) -> tuple[np.ndarray, np.ndarray | Drawn, np.ndarray]:
     """Give the real pictures, the generated ones, and which of those to take: rows, or seeds.
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import atomic
 from dataset import run_name, to_image, to_tensor
-from models import DRAW_BATCH, Discriminator, Generator, draw, sample_latents
+from models import DRAW_BATCH, Discriminator, draw, sample_latents
 from sources import find
 from utils import SettingsError
 
@@ -168,7 +168,7 @@ def as_seen(images: Tensor) -> Tensor:
 class Drawn:
     """The pictures of a generator: indexed by an array of seeds, it draws them as uint8."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: nn.Module) -> None:
         self.generator = generator
 
     def __getitem__(self, seeds: np.ndarray) -> np.ndarray:

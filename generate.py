@@ -20,11 +20,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import nn
 from tqdm import tqdm
 
 import atomic
+import checkpoint
 from checkpoint import CheckpointError
-from dataset import make_grid, to_image
+from dataset import make_grid, parse_size, to_image
 from latents import parse_seeds
 from models import DRAW_BATCH, Generator, draw, sample_latents
 from utils import (
@@ -56,15 +58,41 @@ class Request:
     )
     seeds: str | None = setting("pictures", None, "these instead, such as 0-63,100", shown="none")
     no_ema: bool = setting("pictures", False, "the last step's weights, not their average")
+    activation: str | None = setting(
+        "another program's checkpoint", None, "of its generator",
+        shown="as batch norm tells, or relu", choices=("relu", "leaky_relu"),
+    )  # fmt: skip
+    image_size: str | None = setting(
+        "another program's checkpoint", None, "in pixels, 64 or 64x96 (height x width)",
+        shown="the likeliest",
+    )  # fmt: skip
+    z_dist: str | None = setting(
+        "another program's checkpoint", None, "z from N(0, 1) or U(-1, 1)",
+        shown="as batch norm tells, or normal",
+        choices=("normal", "uniform"),
+    )  # fmt: skip
     separate: bool = setting("files", False, "one file a picture, seed_000005.png, in a folder")
     output: str | None = setting(
         "files", None, "the PNG, or with --separate the folder",
         shown="samples/generated.png, samples/generated",
     )  # fmt: skip
+    export_state_dict: str | None = setting(
+        "files", None, "write the generator's weights alone to this .pth file, and no pictures",
+        shown="none",
+    )  # fmt: skip
     device: str = setting("run", "auto", "cpu, cuda, cuda:1, mps; auto: cuda or cpu")
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.image_size is not None:
+            parse_size(self.image_size)
+        if self.export_state_dict is not None:
+            drawing = ("num_output", "seed", "seeds", "separate", "output")
+            for name in drawing:
+                if getattr(self, name):
+                    raise SettingsError(
+                        f"--{name}: --export_state_dict draws nothing; leave it out"
+                    )
         if self.seeds is not None and (self.num_output, self.seed) != (None, None):
             raise SettingsError("--seeds says it all: leave out --seed and --num_output")
 
@@ -81,7 +109,7 @@ class Request:
 
 
 def generate(request: Request) -> Path:
-    """Draw what is asked for and give the PNG or the folder that was written.
+    """Draw what is asked for and give the PNG, the folder or the exported file that was written.
 
     Raises:
         SettingsError, CheckpointError: before anything is written.
@@ -89,8 +117,12 @@ def generate(request: Request) -> Path:
     ranges = request.seed_ranges()
     count = sum(seeds.stop - seeds.start for seeds in ranges)
     generator = Generator.from_checkpoint(
-        request.load_path, pick_device(request.device), not request.no_ema
-    )
+        request.load_path, pick_device(request.device), not request.no_ema,
+        activation=request.activation, z_dist=request.z_dist,
+        image_size=request.image_size and parse_size(request.image_size),
+    )  # fmt: skip
+    if request.export_state_dict is not None:
+        return export(generator, Path(request.export_state_dict), Path(request.load_path))
     default = "samples/generated" if request.separate else "samples/generated.png"
     output = Path(request.output or default)
     check_writable(output if request.separate else output.parent)
@@ -117,8 +149,28 @@ def generate(request: Request) -> Path:
     return output
 
 
+def export(generator: nn.Module, output: Path, source: Path) -> Path:
+    """Write a generator's state dict alone, as other programs save theirs.
+
+    At the default settings of train.py it is one that the PyTorch DCGAN example loads.
+
+    Raises:
+        SettingsError: `output` is no .pth file, is `source`, or can't be written.
+    """
+    if output.suffix.lower() not in (".pth", ".pt") or output.is_dir():
+        raise SettingsError(f"--export_state_dict {output}: must be a .pth file")
+    if output.exists() and output.samefile(source):
+        raise SettingsError(f"--export_state_dict {output}: is the checkpoint itself")
+    check_writable(output.parent)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    state = generator.state_dict()
+    checkpoint.write(output, {name: state[name].cpu().contiguous() for name in state})
+    print(f"Wrote the generator's weights to {output}")
+    return output
+
+
 def draw_batches(
-    generator: Generator, seeds: Iterable[int]
+    generator: nn.Module, seeds: Iterable[int]
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Draw pictures (N, H, W, C) uint8, at most `DRAW_BATCH` at a time, beside their seeds."""
     seeds = iter(seeds)

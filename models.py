@@ -6,10 +6,11 @@ alpha), H x W pixels, Z dimensions of the latent space. The networks see values 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 import checkpoint
 from checkpoint import CheckpointError
+from foreign import ForeignError, open_network
 
 Network = TypeVar("Network", bound=nn.Module)
 LEAKY_SLOPE = 0.2  # section 4 of the paper
@@ -80,16 +82,23 @@ class Generator(nn.Module):
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, device: str | torch.device = "cpu", average: bool = True
-    ) -> Generator:
-        """Give the generator of a checkpoint that train.py wrote, in eval mode, on `device`.
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        average: bool = True,
+        **unsaid: Any,
+    ) -> Generator | nn.Sequential:
+        """Give the generator of a checkpoint, in eval mode, on `device`.
 
         With the moving average of its weights, or without `average` with those of the last step.
+        One of another program becomes an nn.Sequential with `z_dim`, `z_dist`, `channels` and
+        `image_size`, see `foreign.open_network`, whose `activation`, `image_size` and `z_dist` may
+        be given, as such a file does not say them.
 
         Raises:
-            checkpoint.CheckpointError: the file is missing, damaged or no checkpoint of ours.
+            checkpoint.CheckpointError: the file is missing, damaged or holds no DCGAN's generator.
         """
-        return _read(cls, path, device, average)
+        return _read(cls, path, device, average, unsaid)
 
 
 class Discriminator(nn.Module):
@@ -132,8 +141,16 @@ class Discriminator(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> Discriminator:
-        """Give the discriminator of a checkpoint, as `Generator.from_checkpoint` the generator."""
-        return _read(cls, path, device)
+        """Give the discriminator of a checkpoint, as `Generator.from_checkpoint` the generator.
+
+        One of another program has that one's layers as `main`.
+        """
+        network = _read(cls, path, device)
+        if isinstance(network, cls):
+            return network
+        foreign = cls(1, network.channels)  # what else the class does asks no more of `main`
+        foreign.main, foreign.image_size = network, network.image_size
+        return foreign.eval()
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """Give the map of every convolution but the logit's, after its activation, largest first.
@@ -205,11 +222,34 @@ def draw(generator: nn.Module, z: Tensor) -> Tensor:
 
 
 def _read(
-    kind: type[Network], path: str | Path, device: str | torch.device, average: bool = False
-) -> Network:
+    kind: type[Network],
+    path: str | Path,
+    device: str | torch.device,
+    average: bool = False,
+    unsaid: Mapping[str, Any] = MappingProxyType({}),
+) -> Network | nn.Sequential:
     """Give the network of one class from a checkpoint, see `Generator.from_checkpoint`."""
     name = kind.__name__.lower()
-    settings, weights = checkpoint.read_network(path, name, average)
+    contents = checkpoint.read(path)
+    given = {flag: value for flag, value in unsaid.items() if value is not None}
+    if checkpoint.is_ours(contents):
+        if given:
+            raise CheckpointError(f"{path} says its {min(given)} itself: leave out --{min(given)}")
+        network = _build(kind, path, *checkpoint.network_in(path, contents, name, average))
+    else:
+        try:
+            network, line = open_network(contents, name, average, **given)
+        except ForeignError as error:
+            raise CheckpointError(f"{path} {error}") from error
+        print(f"{path}: {line}")
+    return network.eval().to(device, memory_format=torch.channels_last)
+
+
+def _build(
+    kind: type[Network], path: str | Path, settings: dict[str, Any], weights: dict[str, Tensor]
+) -> Network:
+    """Build a network of ours, once its weights are known to be those of its settings."""
+    name = kind.__name__.lower()
     try:
         with torch.device("meta"):  # shapes alone: a few bytes may ask for gigabytes
             expected = kind(**settings).state_dict()
@@ -219,7 +259,7 @@ def _read(
     checkpoint.check_weights(path, weights, expected)
     network = kind(**settings)
     network.load_state_dict(weights)
-    return network.eval().to(device, memory_format=torch.channels_last)
+    return network
 
 
 def _map_sizes(image_size: int | tuple[int, int]) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset import make_grid, to_image
-from models import Generator, draw, sample_latents
+from models import Discriminator, Generator, draw, sample_latents
 from pictures import decode_all
 from sources import DataError, find, formats
 
@@ -128,6 +128,20 @@ def real_contents() -> dict:
 
 
 @functools.cache
+def foreign_contents() -> dict:
+    """Give what another program may write of a generator and a discriminator."""
+    networks = Generator(4, 2, 1, 16), Discriminator(2, 1, 16)
+    states = [
+        {
+            name.replace("main.", "module.net."): tensor
+            for name, tensor in network.state_dict().items()
+        }
+        for network in networks
+    ]
+    return {"epoch": 3, "models": {"netG": states[0], "netD": states[1]}, "fixed": torch.ones(3)}
+
+
+@functools.cache
 def real_checkpoint() -> tuple[bytes, bytes, list[tuple[str, bytes]], list[bytes]]:
     """Give a file, one as torch once wrote them, and the file's members and pickle opcodes."""
     file = saved(real_contents())
@@ -168,7 +182,8 @@ def checkpoint_case(choose: Callable) -> bytes:
     if how < 7:
         pickled = b"".join(edited(choose, opcodes, OPCODES))
         return zipped([(members[0][0], pickled), *members[1:]])
-    return saved(changed(choose, real_contents()), is_zip=choose(TEN) > 0)
+    contents = real_contents() if choose(TEN) < 6 else foreign_contents()
+    return saved(changed(choose, contents), is_zip=choose(TEN) > 0)
 
 
 def read_checkpoint(path: Path) -> bool:
