@@ -41,14 +41,14 @@ def open_network(
 
     A generator has `z_dim`, `z_dist`, `channels` and `image_size`, and maps latents (N, Z) to
     images (N, C, H, W). A discriminator has the last two, and maps images to logits (N, 1) or
-    (N, 1, 1, 1). The line says what was taken for granted, as no file says it.
+    (N, 1, 1, 1). The line says what it is, and what was remembered or assumed.
 
     Args:
         contents: state dicts in any nest of dictionaries and lists.
         average: take a moving average of the weights, if one lies there too.
-        activation: of a generator, "relu" or "leaky_relu".
+        activation: of a generator, "relu" or "leaky_relu"; else what batch norm remembers.
         image_size: (height, width) of its pictures; else the likeliest that the kernels give.
-        z_dist: the distribution of its latents, "normal" or "uniform".
+        z_dist: the distribution of its latents, "normal" or "uniform"; else the same.
 
     Raises:
         ForeignError: there is none, or it does not fit what is asked for.
