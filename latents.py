@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import atomic
 from models import sample_latents
 from utils import SettingsError
 
@@ -143,6 +145,19 @@ def rescale(z: Tensor, z_dist: str = "normal") -> Tensor:
     """
     variance = {"normal": 1, "uniform": 1 / 3}[z_dist]
     return F.normalize(z, dim=-1) * (variance * z.shape[-1]) ** 0.5
+
+
+def save_latents(path: Path, z: Tensor) -> None:
+    """Write latents z (N, Z) as float32 to a .npy file, which `read_latents` reads.
+
+    Raises:
+        OSError: naming `path`.
+    """
+    serialized = io.BytesIO()  # as NumPy hides what the system says of a disk that is full
+    np.save(serialized, z.numpy().astype(np.float32))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.writing(path) as file:
+        file.write(serialized.getbuffer())
 
 
 def _read_file(path: str, z_dim: int, flag: str) -> Tensor:
