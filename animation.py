@@ -31,10 +31,11 @@ def write_animation(
     """
     comment = about.encode("utf-8", "backslashreplace")
     exif = Image.Exif()
-    if about:
-        exif[IMAGE_DESCRIPTION] = comment
+    exif[IMAGE_DESCRIPTION] = comment
+    # Pillow leaves the prefix of a JPEG's EXIF before that of an animation, where it is none.
+    plain = exif.tobytes().removeprefix(b"Exif\0\0") if about else b""
     options = {
-        ".webp": {"format": "WEBP", "quality": 80, "method": 0, "exif": exif},
+        ".webp": {"format": "WEBP", "quality": 80, "method": 0, "exif": plain},
         ".gif": {"format": "GIF", "comment": comment},
     }
     suffix = path.suffix.lower()

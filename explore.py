@@ -82,14 +82,12 @@ class Walk(Command):
 
     seeds: str = setting("pictures", "0-8", "the latents to pass, such as 3,17,22")
     path: str = setting(
-        "pictures",
-        "spherical",
-        "straight: through paler pictures",
+        "pictures", "spherical", "between them; straight goes through paler pictures",
         choices=("spherical", "straight"),
-    )
+    )  # fmt: skip
     loop: bool = setting("pictures", False, "go back to the first at the end")
     frames: int | None = setting(
-        "pictures", None, "from one latent to the next", shown="30; in a .png 9", minimum=1
+        "pictures", None, "steps from one to the next", shown="30; in a .png 9", minimum=1
     )
     output: str = setting(
         "files", "samples/walk.webp", "a .webp, .gif or .mp4, or the strip, a .png"

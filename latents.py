@@ -20,7 +20,7 @@ MOST = 10_000  # latents of one list that is to be looked at
 NOISE = 0.25
 
 
-def parse_seeds(text: str, flag: str = "--seeds") -> list[range]:
+def parse_seeds(text: str, flag: str = "--seeds", example: str = "0-63,100") -> list[range]:
     """Read a list of seeds such as "0-63,100" into ranges, in the order given.
 
     Raises:
@@ -31,7 +31,7 @@ def parse_seeds(text: str, flag: str = "--seeds") -> list[range]:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
-            raise SettingsError(f"{flag} {text}: write it like 0-63,100")
+            raise SettingsError(f"{flag} {text}: write it like {example}")
         ranges.append(range(first, last + 1))
     return ranges
 
@@ -53,19 +53,21 @@ def read_latents(
     for part in text.split(","):
         match = re.fullmatch(r"\s*(.+\.npy)(?::(\d+))?\s*", part)
         if match:
-            z = _read_file(match[1], z_dim, flag)
-            taken = range(len(z)) if match[2] is None else [int(match[2])]
-            if taken and taken[-1] >= len(z):
-                raise SettingsError(f"{flag} {part.strip()}: the file has rows 0 to {len(z) - 1}")
-            names += [f"{Path(match[1]).name}:{i}" for i in taken]
-            rows.append(z[list(taken)])
+            stored = _read_file(match[1], z_dim, flag)
+            first = int(match[2] or 0)
+            taken = range(first, first + 1 if match[2] else len(stored))
+            if taken.stop > len(stored):
+                raise SettingsError(f"{flag} {part}: the file has rows 0 to {len(stored) - 1}")
         else:
-            (seeds,) = parse_seeds(part, flag)
-            if len(names) + seeds.stop - seeds.start <= MOST:
-                names += map(str, seeds)
-                rows.append(sample_latents(seeds, z_dim, z_dist))
-            else:
-                raise SettingsError(f"{flag} {text}: {MOST:,} latents at most")
+            (taken,) = parse_seeds(part, flag, "3,17,40-49 or 3,photo.npy")
+        if len(names) + taken.stop - taken.start > MOST:
+            raise SettingsError(f"{flag} {text}: {MOST:,} latents at most")
+        if match:
+            names += [f"{Path(match[1]).name}:{i}" for i in taken]
+            rows.append(stored[taken.start : taken.stop])
+        else:
+            names += map(str, taken)
+            rows.append(sample_latents(taken, z_dim, z_dist))
     return names, torch.cat(rows)
 
 
@@ -86,7 +88,7 @@ def read_terms(text: str) -> list[tuple[int, str]]:
 
 
 def walk(z: Tensor, frames: int, path: str = "spherical", loop: bool = False) -> Tensor:
-    """Go through latents z (N, Z) in order, in `frames` equal steps from each to the next.
+    """Go through latents z (N, Z) in order, in `frames` steps from each to the next.
 
     "spherical" turns from one to the next and keeps their norm. "straight" takes the chord, whose
     middle has about 0.7 of the norm: training hardly ever draws there, and pictures turn pale.

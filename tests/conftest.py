@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+import checkpoint
+from models import Generator
 
 # Neither this process nor those that the tests start may reach another machine.
 OFFLINE = Path(__file__).parent / "offline"
@@ -44,6 +48,21 @@ def write_mnist(folder, count):
         labels = np.array([0x801, count], ">i4").tobytes() + classes
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
     return pixels
+
+
+def write_generator(path, channels=1, z_dist="normal"):
+    """Write a checkpoint of a 12x16 generator as training does, its weights varied; give `path`."""
+    torch.manual_seed(0)
+    generator = Generator(8, 16, channels, (12, 16))
+    generator.apply(
+        lambda m: torch.nn.init.normal_(m.weight, 0, 0.2) if hasattr(m, "weight") else m
+    )
+    config = {
+        "z_dim": 8, "features": 16, "channels": channels, "image_size": "12x16",
+        "max_features": 1024, "norm": "batch", "activation": "relu", "z_dist": z_dist,
+    }  # fmt: skip
+    checkpoint.save(path, {"config": config, "generator": generator.state_dict()})
+    return str(path)
 
 
 @pytest.fixture(autouse=True)

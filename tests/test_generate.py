@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from conftest import write_generator, write_pictures
 from PIL import Image
 
-import checkpoint
 from checkpoint import CheckpointError
 from generate import Request, draw_batches, generate, write_files
 from models import Generator
@@ -21,18 +20,7 @@ from utils import SettingsError
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A checkpoint of a grey 12x16 generator, as training writes it, with weights that vary."""
-    torch.manual_seed(0)
-    generator = Generator(8, 16, 1, (12, 16))
-    generator.apply(
-        lambda m: torch.nn.init.normal_(m.weight, 0, 0.2) if hasattr(m, "weight") else m
-    )
-    config = {
-        "z_dim": 8, "features": 16, "channels": 1, "image_size": "12x16", "max_features": 1024,
-        "norm": "batch", "activation": "relu", "z_dist": "normal",
-    }  # fmt: skip
-    path = tmp_path_factory.mktemp("saved") / "a.pth"
-    checkpoint.save(path, {"config": config, "generator": generator.state_dict()})
-    return str(path)
+    return write_generator(tmp_path_factory.mktemp("saved") / "a.pth")
 
 
 def files(folder):
@@ -156,8 +144,6 @@ def test_generate_draws_the_grid_that_training_drew(small, tmp_path):
 
 
 def test_transparent_pictures_keep_their_alpha(small, tmp_path):
-    from conftest import write_pictures
-
     small["data"] = str(write_pictures(tmp_path / "clear", 8, mode="RGBA"))
     last = train(Config(**small, z_dist="uniform", steps=1))
     folder = generate(

@@ -77,6 +77,43 @@ def test_values_out_of_their_range_are_refused_by_name(wrong):
         Example(**{"path": "x", **wrong})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """Move a thing.
+
+    And what else there is to say.
+    """
+
+    thing: str = setting("things", REQUIRED, "what", positional=True)
+    from_: int = setting("places", 0, "where it is", minimum=0)
+
+    def __post_init__(self):
+        check_settings(self)
+
+
+def parse_command(*arguments):
+    return parse_settings({"move": Move, "example": Example}, "What they are for.", arguments)
+
+
+def test_the_first_argument_chooses_among_commands():
+    assert parse_command("move", "a - b", "--from", "3") == Move(thing="a - b", from_=3)
+    assert parse_command("move", "-from=3", "a") == Move(thing="a", from_=3)
+    assert parse_command("example", "--path", "x") == Example(path="x")
+    with pytest.raises(SettingsError, match="--from -1: must be at least 0"):
+        parse_command("move", "a", "--from", "-1")
+
+
+def test_help_speaks_of_commands_and_of_one(capsys):
+    for arguments, words in (
+        (["--help"], ["What they are for.", "move", "Move a thing."]),
+        (["move", "--help"], ["And what else", "THING", "(required)", "--from", "(default: 0)"]),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            parse_command(*arguments)
+        said = capsys.readouterr().out
+        assert stopped.value.code == 0 and all(word in said for word in words)
+
+
 def test_help_shows_groups_and_every_default(capsys):
     with pytest.raises(SystemExit):
         parse("--help")

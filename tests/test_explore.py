@@ -1,0 +1,178 @@
+"""The commands of explore.py: their layouts, and that each picture can be made again."""
+
+import shlex
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import write_generator
+from PIL import Image, ImageSequence
+
+from dataset import to_image
+from explore import COMMANDS, Arithmetic, Pick, Turn, Walk
+from models import Generator, draw, sample_latents
+from utils import SettingsError, parse_settings
+
+CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
+WORDS = {
+    "pick": "--seeds 0-4",
+    "walk": "--seeds 3,7,9 --loop --frames 4",
+    "arithmetic": '"3,17-18 - 4 + 5,6"',
+    "turn": "--from 3,17 --to 4 --seeds 50-52 --steps 5 --scale 2",
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    return {
+        channels: write_generator(folder / f"{channels}.pth", channels) for channels in (1, 3, 4)
+    }
+
+
+def run(*words):
+    return parse_settings(COMMANDS, None, words).run()
+
+
+def images_of(path, *seeds):
+    generator = Generator.from_checkpoint(path)
+    return to_image(draw(generator, sample_latents(seeds, generator.z_dim)))
+
+
+def about(path):
+    """Give the command that a file holds."""
+    with Image.open(path) as image:
+        if image.format == "PNG":
+            return image.text["command"]
+        return image.getexif()[270] if image.format == "WEBP" else image.info["comment"].decode()
+
+
+def holds(sheet, image):
+    """Tell where a picture (H, W, C) stands in a sheet, as (top, left), or give None."""
+    pixels = np.atleast_3d(np.asarray(sheet))
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    height, width = image.shape[:2]
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (height, width), (0, 1))
+    found = np.argwhere((windows == np.moveaxis(image, 2, 0)).all((2, 3, 4)))
+    return tuple(map(int, found[0])) if len(found) else None
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("command", WORDS)
+def test_a_sheet_is_made_again_from_its_own_text_byte_for_byte(saved, command, channels):
+    first = run(
+        command, *shlex.split(WORDS[command]), "--load_path", saved[channels], "--output", "a/b.png"
+    )
+    assert Image.open(first).mode == CHANNELS[channels] and first == Path("a/b.png")
+    python, script, *words = shlex.split(about(first))
+    assert (python, script) == ("python", "explore.py")
+    assert run(*words, "--output", "c.png").read_bytes() == first.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif", ".mp4"])
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_an_animation_plays_and_is_made_again(saved, channels, suffix):
+    words = ["walk", "--load_path", saved[channels], "--seeds", "3,7", "--frames", "6"]
+    first = run(*words, "--output", f"a{suffix}")
+    assert run(*words, "--output", f"b{suffix}").read_bytes() == first.read_bytes()
+    if suffix == ".mp4":
+        video = cv2.VideoCapture(str(first))
+        frames = [video.read()[1][..., ::-1] for _ in range(7)]
+        assert not video.read()[0] and video.get(cv2.CAP_PROP_FPS) == 25
+    else:
+        words = [*shlex.split(about(first))[2:], "--output", f"c{suffix}"]
+        assert run(*words).read_bytes() == first.read_bytes()
+        with Image.open(first) as image:
+            frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+            assert (len(frames), image.info["duration"], image.info["loop"]) == (7, 40, 0)
+    start, end = images_of(saved[channels], 3, 7)
+    for frame, image in ((frames[0], start), (frames[-1], end)):
+        seen = np.asarray(Image.fromarray(image.squeeze()).convert("RGBA"), float)
+        seen = seen[..., :3] * seen[..., 3:] / 255 + 255 - seen[..., 3:]  # over white
+        grey, expected = frame.mean(2), seen.mean(2)
+        assert frame.shape == (12, 16, 3)
+        assert np.abs(grey - expected).mean() < 0.6 * np.abs(grey - expected.mean()).mean()
+
+
+def test_an_mp4_of_an_odd_size_keeps_its_last_row_and_column(tmp_path):
+    from animation import write_animation
+
+    ramp = np.broadcast_to(np.arange(0, 150, 10, np.uint8)[:, None, None], (15, 17, 3))
+    write_animation(tmp_path / "a.mp4", [Image.fromarray(ramp)] * 3, [40, 40, 200])
+    video = cv2.VideoCapture(str(tmp_path / "a.mp4"))
+    frames = [video.read()[1] for _ in range(7)]
+    assert frames[0].shape == (16, 18, 3) and not video.read()[0]
+    assert np.abs(frames[0][:15, :17].astype(int) - ramp).max() < 12
+
+
+def test_pick_has_each_seed_where_it_is_looked_for(saved):
+    sheet = Image.open(Pick(load_path=saved[3], seeds="2,7,5,9,1").run())
+    images = images_of(saved[3], 2, 7, 5, 9, 1)
+    places = [holds(sheet, image) for image in images]
+    rows, columns = zip(*places, strict=True)
+    assert rows[0] == rows[1] == rows[2] < rows[3] == rows[4]
+    assert columns[0] == columns[3] < columns[1] == columns[4] < columns[2]
+    beneath = np.asarray(sheet)[rows[0] + 12 : rows[0] + 27]  # the numbers
+    assert (beneath < 128).any()
+
+
+def test_a_file_of_latents_stands_for_a_seed(saved):
+    np.save("photo.npy", sample_latents([5], 8).numpy())
+    sheet = Image.open(Pick(load_path=saved[1], seeds="photo.npy", scale=3).run())
+    assert holds(sheet, images_of(saved[1], 5)[0].repeat(3, 0).repeat(3, 1))
+    mixed = Arithmetic(load_path=saved[1], expression="photo.npy - 3", output="a.png").run()
+    plain = Arithmetic(load_path=saved[1], expression="5 - 3", output="b.png").run()
+    image = images_of(saved[1], 5)[0]
+    assert holds(Image.open(mixed), image) and holds(Image.open(plain), image)
+
+
+def test_a_strip_has_a_row_for_each_leg_with_its_latents_at_both_ends(saved):
+    walk = Walk(load_path=saved[1], seeds="3,7,9", frames=4, loop=True, output="a.png")
+    sheet = np.asarray(Image.open(walk.run()))
+    three, seven, nine = images_of(saved[1], 3, 7, 9)[..., 0]
+    legs = ((three, seven), (seven, nine), (nine, three))
+    tops = range(2, sheet.shape[0], 12 + 15 + 2)
+    assert len(tops) == 3
+    for top, (start, end) in zip(tops, legs, strict=True):
+        row = sheet[top : top + 12]
+        assert np.array_equal(row[:, 2:18], start) and np.array_equal(row[:, -18:-2], end)
+
+
+def test_arithmetic_has_the_exemplars_and_the_result_beside_their_means(saved):
+    path = Arithmetic(load_path=saved[1], expression="3,17,22 - 4,9 + 5").run()
+    sheet = Image.open(path)
+    places = [holds(sheet, image) for image in images_of(saved[1], 3, 17, 22, 4, 9, 5)]
+    tops, lefts = zip(*places, strict=True)
+    assert tops[2] == tops[4] == tops[5] and tops[1] == tops[3] > tops[0]
+    assert lefts[0] == lefts[2] < lefts[3] == lefts[4] < lefts[5]
+    z = sample_latents([3, 17, 22, 4, 9, 5], 8)
+    result = z[:3].mean(0) - z[3:5].mean(0) + z[5]
+    generator = Generator.from_checkpoint(saved[1])
+    result = to_image(draw(generator, result[None] * 8**0.5 / result.norm()))[0]
+    top, left = holds(sheet, result)
+    assert top > tops[2] and left > lefts[5]
+
+
+def test_a_turn_has_each_latent_in_the_middle_of_its_row(saved):
+    path = Turn(load_path=saved[3], from_="3,17", to="4", seeds="50-51", steps=5).run()
+    sheet = Image.open(path)
+    places = [holds(sheet, image) for image in images_of(saved[3], 50, 51)]
+    (top, left), (below, same) = places
+    assert left == same and top < below
+    moved = [np.asarray(sheet)[top : top + 12, left + i : left + i + 16] for i in (-18, 0, 18)]
+    assert all(not np.array_equal(moved[1], other) for other in (moved[0], moved[2]))
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["walk --seeds 3", "walk --output a.jpg", "walk --frames 0", "walk --path crooked",
+     "pick --output a.webp", "pick --seeds 0-9999 --scale 50", "pick --seeds 0-10000",
+     "pick --seeds photo.npy", "turn --from a --to 4", "turn --from 3 --to 4-2",
+     "turn --from 3 --to 4 --steps 999999999", "walk --frames 999999999",
+     "arithmetic 3-", "arithmetic 3+4"],
+)  # fmt: skip
+def test_mistakes_are_refused_before_anything_is_written(saved, capsys, words):
+    with pytest.raises((SettingsError, SystemExit)):
+        run(*words.split(), "--load_path", saved[1])
+    assert not list(Path().iterdir())

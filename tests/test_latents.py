@@ -1,0 +1,146 @@
+"""Latents by name, and the paths, sums and turns between them."""
+
+import numpy as np
+import pytest
+import torch
+
+from latents import (
+    combine,
+    neighbours,
+    read_latents,
+    read_terms,
+    rescale,
+    turn,
+    walk,
+)
+from models import sample_latents
+from utils import SettingsError
+
+
+def drawn(*seeds, z_dim=100):
+    return sample_latents(seeds, z_dim)
+
+
+def test_a_list_takes_seeds_and_files_in_its_order(tmp_path):
+    np.save(tmp_path / "photo.npy", drawn(30, 31).double().numpy())
+    photo = str(tmp_path / "photo.npy")
+    names, z = read_latents(f"5, {photo},7-8,{photo}:1", 100)
+    assert names == ["5", "photo.npy:0", "photo.npy:1", "7", "8", "photo.npy:1"]
+    assert torch.equal(z, drawn(5, 30, 31, 7, 8, 31))
+    assert torch.equal(read_latents("4", 8, "uniform")[1], sample_latents([4], 8, "uniform"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("5-3", "5-3"), ("", "write it like"), ("1,,2", "write it like"), ("photo.pth", "photo.npy"),
+     ("missing.npy", "missing.npy: No such file"), ("empty.npy", "empty.npy"),
+     ("text.npy", "text.npy"), ("zip.npy", "zip.npy"), ("object.npy", "object.npy"),
+     ("cut.npy", "cut.npy"), ("folder.npy", "folder.npy"), ("int.npy", "int64"),
+     ("wide.npy", "1x9 of float32"), ("flat.npy", "8 of float32"), ("nan.npy", "not finite"),
+     ("large.npy", "not finite"), ("good.npy:2", "rows 0 to 1"), ("0-10000", "10,000"),
+     ("1-99999999999999999999", "10,000")],
+)  # fmt: skip
+def test_what_is_no_list_of_latents_is_refused_by_name(tmp_path, monkeypatch, text, says):
+    monkeypatch.chdir(tmp_path)
+    good = np.zeros((2, 8), np.float32)
+    (tmp_path / "folder.npy").mkdir()
+    for name, array in {
+        "good": good, "int": np.zeros((2, 8), int), "wide": np.zeros((1, 9), np.float32),
+        "flat": good[0], "nan": good * np.nan, "large": np.full((1, 8), 1e300),
+        "object": np.array([[{}]]),
+    }.items():  # fmt: skip
+        np.save(f"{name}.npy", array)
+    contents = (tmp_path / "good.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(contents[:-1])
+    (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "text.npy").write_text("no latents")
+    with open("zip.npy", "wb") as file:
+        np.savez(file, good)
+    with pytest.raises(SettingsError, match="--from ") as caught:
+        read_latents(text, 8, flag="--from")
+    assert says in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_header_that_speaks_of_terabytes_claims_no_memory(tmp_path):
+    path = tmp_path / "bomb.npy"
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": (9999, 10**9)}
+        )
+    with pytest.raises(SettingsError, match=r"bomb\.npy"):
+        read_latents(str(path), 10**9)
+
+
+def test_terms_have_signs_and_ranges_stay_ranges():
+    assert read_terms("3,17-20 - 4,9 +5") == [(1, "3,17-20"), (-1, "4,9"), (1, "5")]
+    assert read_terms("- a b-c.npy + 3") == [(-1, "a b-c.npy"), (1, "3")]
+    for wrong in ("", "3 -", "-"):
+        with pytest.raises(SettingsError, match="expression"):
+            read_terms(wrong)
+
+
+@pytest.mark.parametrize("path", ["spherical", "straight"])
+@pytest.mark.parametrize("loop", [False, True])
+def test_a_walk_passes_its_latents_to_the_bit_in_equal_steps(path, loop):
+    z = rescale(drawn(3, 17, 22))
+    way = walk(z, 10, path, loop)
+    assert way.shape == (30 if loop else 21, 100)
+    assert torch.equal(way[::10], z)
+    legs = torch.cat([way, z[:1]]) if loop else way
+    if path == "straight":
+        steps = legs.diff(dim=0).norm(dim=1)
+    else:
+        steps = torch.cosine_similarity(legs[1:], legs[:-1]).acos()
+    for leg in steps.split(10):
+        assert torch.allclose(leg, leg[0].expand(10), rtol=0.03)
+
+
+def test_a_spherical_walk_keeps_the_norm_and_a_straight_one_does_not():
+    ends = drawn(3, 17).norm(dim=1)
+    around, through = walk(drawn(3, 17), 10).norm(dim=1), walk(drawn(3, 17), 10, "straight")
+    assert ends.min() * 0.99 < around.min() and around.max() < ends.max() * 1.01
+    assert through[5].norm() < 0.8 * ends.min()
+
+
+def test_a_walk_between_latents_in_one_line_is_finite():
+    z = torch.cat([drawn(3, 3), -drawn(3), torch.zeros(1, 100), 2 * drawn(3)])
+    for way in (walk(z, 4), walk(z, 4, loop=True)):
+        assert way.isfinite().all() and torch.equal(way[::4], z)
+
+
+def test_concepts_are_plain_means_added_and_subtracted():
+    z = combine([(1, drawn(1, 2)), (-1, drawn(3)), (1, drawn(4, 5, 6))])
+    expected = drawn(1, 2).sum(0) / 2 - drawn(3)[0] + drawn(4, 5, 6).sum(0) / 3
+    assert torch.allclose(z, expected, atol=1e-6)
+
+
+def test_neighbours_are_within_a_quarter_and_differ():
+    z = drawn(3)[0]
+    offsets = neighbours(z) - z
+    assert offsets.shape == (8, 100) and len(offsets.unique(dim=0)) == 8
+    assert 0.24 < offsets.abs().max() <= 0.2501 and offsets.mean().abs() < 0.02
+
+
+def test_the_paper_s_sum_has_the_norm_of_a_latent_and_a_mean_is_given_it():
+    latents = drawn(*range(100))
+    norm = latents.norm(dim=1).mean()
+    plain = combine([(1, latents[:3]), (-1, latents[3:6]), (1, latents[6:9])])
+    assert abs(plain.norm() / norm - 1) < 0.2
+    mean = latents[:3].mean(0)
+    assert mean.norm() < 0.7 * norm and abs(rescale(mean).norm() / norm - 1) < 0.03
+    assert torch.cosine_similarity(rescale(mean), mean, dim=0) > 0.9999
+    uniform = sample_latents(range(100), 100, "uniform").norm(dim=1).mean()
+    assert abs(rescale(mean, "uniform").norm() / uniform - 1) < 0.03
+    assert torch.equal(rescale(torch.zeros(100)), torch.zeros(100))
+
+
+def test_a_turn_keeps_the_norm_and_has_the_latent_itself_in_its_middle():
+    z, direction = drawn(50, 51), drawn(3)[0]
+    turned = turn(z, direction, 5)
+    assert turned.shape == (2, 5, 100) and torch.equal(turned[:, 2], z)
+    assert torch.allclose(turned.norm(dim=2), z.norm(dim=1)[:, None].expand(2, 5))
+    likeness = torch.cosine_similarity(turned, direction.expand(2, 5, 100), dim=2)
+    assert (likeness.diff(dim=1) > 0.05).all()
+    ends = z[0] + direction
+    assert torch.cosine_similarity(turned[0, 4], ends, dim=0) > 0.9999
+    assert turn(-direction[None], direction, 3).isfinite().all()
