@@ -15,7 +15,7 @@ from tqdm import tqdm
 from checkpoint import CheckpointError
 from command import Command
 from dataset import printable, random_at, to_image, to_tensor
-from latents import save_latents
+from latents import VARIANCE, save_latents
 from models import DRAW_BATCH, Discriminator, draw, draw_latents
 from pictures import decode_all
 from sheet import Cell, in_lines
@@ -24,8 +24,7 @@ from utils import REQUIRED, pick_device, setting, warn
 
 CANDIDATES = 256  # latents whose pictures are compared before the best of them are improved
 LEARNING_RATE = 0.2  # Adam's at the first step; it falls to 0 as a cosine does
-PRIOR = 0.1  # weight of a latent's length beside the distance of its picture
-MEAN_SQUARE = {"normal": 1.0, "uniform": 1 / 3}  # of what each distribution of latents draws
+PRIOR = 0.004  # weight of how unlikely a latent's length is, beside the distance of its picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +149,9 @@ def _improve(
     """Give the best latent (Z,) that Adam finds from the starts z (N, Z)."""
 
     def losses() -> Tensor:
-        length = z.square().mean(1) / MEAN_SQUARE[generator.z_dist]
-        return distance(generator(z)) + PRIOR * (length - 1).square()
+        # A normal latent's mean square has the mean 1 and the variance 2 / Z.
+        length = z.square().mean(1) / VARIANCE[generator.z_dist]
+        return distance(generator(z)) + PRIOR * (length - 1).square() * generator.z_dim / 4
 
     z = z.clone().requires_grad_()
     optimizer = torch.optim.Adam([z], LEARNING_RATE)

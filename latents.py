@@ -17,6 +17,7 @@ from models import sample_latents
 from utils import SettingsError
 
 MOST = 10_000  # latents of one list that is to be looked at
+VARIANCE = {"normal": 1.0, "uniform": 1 / 3}  # of each dimension of a latent
 NOISE = 0.25
 
 
@@ -145,8 +146,7 @@ def rescale(z: Tensor, z_dist: str = "normal") -> Tensor:
     The mean of n latents has 1 / sqrt(n) of it, and its picture is pale: near the origin lies
     nothing that training draws. The paper's sum of three concepts of three exemplars has it anyway.
     """
-    variance = {"normal": 1, "uniform": 1 / 3}[z_dist]
-    return F.normalize(z, dim=-1) * (variance * z.shape[-1]) ** 0.5
+    return F.normalize(z, dim=-1) * (VARIANCE[z_dist] * z.shape[-1]) ** 0.5
 
 
 def save_latents(path: Path, z: Tensor) -> None:
