@@ -139,7 +139,11 @@ class Arithmetic(Command):
         output, generator = self.open_output(".png"), self.open_generator()
         signs, lists = zip(*read_terms(self.expression), strict=True)
         names, concepts = zip(
-            *(self.read(generator, text, "expression") for text in lists), strict=True
+            *(
+                self.read(generator, text, "expression, a space before each sign:")
+                for text in lists
+            ),
+            strict=True,
         )
         means = torch.stack([z.mean(0) for z in concepts])
         result = rescale(combine(list(zip(signs, concepts, strict=True))), generator.z_dist)

@@ -3,6 +3,7 @@
 import importlib
 
 import pytest
+from conftest import write_pictures
 
 TINY = {
     "throughput": "--pictures 8 --batch_size 4 --features 2 --steps 1 --repeats 1 --device cpu",
@@ -17,3 +18,17 @@ def test_a_benchmark_prints_its_table(name, capsys):
     importlib.import_module(f"benchmarks.{name}").main(TINY[name].split())
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(rows) >= 3 and all("nan" not in row for row in rows)
+
+
+def test_quality_is_measured_and_not_trained_twice(tmp_path, capsys):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    data = write_pictures(tmp_path / "cats", 128)
+    words = ["--data", str(data), "--pictures", "256", "--features", "2", "--rows", "0", "4"]
+    words += ["--folder", str(tmp_path / "runs"), "--device", "cpu"]
+    tables = []
+    for _ in range(2):
+        importlib.import_module("benchmarks.quality").main(words)
+        said = capsys.readouterr().out
+        tables.append([line for line in said.splitlines() if line.startswith("| ")])
+    assert len(tables[0]) == 3 and tables[0] == tables[1]
+    assert "epoch" not in said  # nothing was trained the second time

@@ -10,9 +10,10 @@ from conftest import write_pictures
 from PIL import Image
 
 import checkpoint
+import referee
 from checkpoint import CheckpointError
 from dataset import DataError
-from train import Config, train
+from train import Collapsed, Config, train
 from utils import SettingsError
 
 STATES = ("generator", "discriminator", "optimizer_g", "optimizer_d", "generator_ema")
@@ -248,3 +249,22 @@ def test_settings_of_a_run_repeat_it(small):
 def test_config_survives_replace():
     config = Config(epochs=3)
     assert replace(config, name="x") == Config(epochs=3, name="x")
+
+
+def test_a_collapsed_run_says_so_and_ends_if_it_is_told_to(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(referee, "BEGUN", 2)  # its pictures are all grey at first
+    settings = {**small, "sample_every": 3}
+    train(Config(**settings, name="goes-on"))
+    said = capsys.readouterr().err
+    assert said.count("collapsed") == 1 and "--learning_rate" in said
+    with pytest.raises(Collapsed, match=r"saved step 3,.*--on_collapse go_on"):
+        train(Config(**settings, name="stops", on_collapse="stop"))
+    folder = Path(small["checkpoint_dir"], "stops")
+    assert checkpoint.load(folder / "last.pth")["step"] == 3
+    log = (tmp_path / "samples" / "stops" / "log.jsonl").read_text().splitlines()
+    entry = json.loads(log[-1])
+    assert (entry["step"], entry["game"], entry["game_since"]) == (3, "collapsed", 3)
+    assert 0 <= entry["variety"] < referee.NONE_LEFT
+    train(Config(**settings, name="stops", resume="last", on_collapse="go_on"))
+    whole = checkpoint.load(Path(small["checkpoint_dir"], "goes-on", "last.pth"))
+    assert same(checkpoint.load(folder / "last.pth")["generator"], whole["generator"])

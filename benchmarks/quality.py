@@ -1,0 +1,126 @@
+"""Picture quality: ours against a textbook loop, after as many real pictures seen by each.
+
+    python -m benchmarks.quality --data path/to/cats --seeds 0 1 2
+
+All are measured every few epochs and at their end, as `train.py --evaluate_every` does, and the
+best counts. Runs that are there already are not repeated, and one that was broken off goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import atomic
+from benchmarks.common import machine
+from benchmarks.throughput import Textbook
+from best import Best
+from config import Config
+from dataset import batches, to_tensor
+from models import Generator, init_weights
+from train import load_images, train
+from utils import parse_settings, pick_device
+
+ROWS = {  # flags of train.py; the textbook has none
+    "textbook": None,
+    "ours, the paper's settings, last weights": "--ema 0",
+    "+ batches of 32": "--ema 0 --batch_size 32",
+    "+ flips": "--ema 0 --batch_size 32 --mirror",
+    "+ average": "--batch_size 32 --mirror",
+    "+ augmentation": "--batch_size 32 --mirror --augment",
+    "settings/faces64.txt": "@settings/faces64.txt",
+}
+TEXTBOOK_BATCH = 128
+
+
+def measure_textbook(config: Config, pictures: int) -> dict[int, float]:
+    """Train the textbook DCGAN on so many `pictures`; give the distances by step."""
+    device = pick_device(config.device)
+    images = load_images(config)
+    best = Best(config, images, device)
+    torch.manual_seed(config.seed)
+    textbook = Textbook(device, config.features)
+    textbook.generator.apply(init_weights)
+    textbook.discriminator.apply(init_weights)
+    drawing = Generator(100, config.features, 3, 64)
+    stream = batches(images, TEXTBOOK_BATCH, config.seed, device=device)
+    distances, total = {}, pictures // TEXTBOOK_BATCH
+    every = config.evaluate_every * (len(images) // TEXTBOOK_BATCH)
+    for step, batch in enumerate(tqdm(itertools.islice(stream, total), total=total), 1):
+        textbook.step(to_tensor(batch))
+        if step % every == 0 or step == total:
+            drawing.main.load_state_dict(textbook.generator.state_dict())
+            distances[step] = best.measure(drawing.to(device), lambda: 0)
+    return distances
+
+
+def measure_ours(config: Config) -> dict[int, float]:
+    """Train as `config` says, or go on; give the distances by step."""
+    train(config)
+    log = Path(config.sample_dir, config.name, "log.jsonl").read_text(encoding="utf-8")
+    entries = map(json.loads, log.splitlines())
+    return {entry["step"]: entry["frechet"] for entry in entries if "frechet" in entry}
+
+
+def measure(row: str, flags: str | None, seed: int, given: argparse.Namespace) -> dict[int, float]:
+    """Give the distances of one run by step, from its file if it is there."""
+    number = list(ROWS).index(row)
+    name = f"quality-{number}-seed-{seed}"
+    path = Path(given.folder, f"{name}.json")
+    if path.exists():
+        return {int(step): value for step, value in json.loads(path.read_text()).items()}
+    settings = [
+        *shlex.split(flags or ""), "--data", given.data, "--seed", str(seed), "--name", name,
+        "--features", str(given.features), "--evaluate_every", str(given.every), "--resume",
+        "--checkpoint_dir", given.folder, "--sample_dir", given.folder, "--image_size", "64",
+        "--device", given.device,
+    ]  # fmt: skip
+    config = parse_settings(Config, None, settings)
+    if flags is None:
+        distances = measure_textbook(config, given.pictures)
+    else:
+        steps = given.pictures // config.batch_size
+        distances = measure_ours(parse_settings(Config, None, [*settings, "--steps", str(steps)]))
+    with atomic.writing(path) as file:
+        file.write(json.dumps(distances).encode())
+    return distances
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table, a row for each of `ROWS`, as runs end."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--pictures", type=int, default=96_000, help="real ones seen by each")
+    parser.add_argument("--every", type=int, default=4, help="epochs between measurements")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=range(len(ROWS)))
+    parser.add_argument("--features", type=int, default=64)
+    parser.add_argument("--folder", default="checkpoints/quality", help="of the runs")
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args(arguments)
+    Path(given.folder).mkdir(parents=True, exist_ok=True)
+    table = []
+    for row in (list(ROWS)[number] for number in given.rows):
+        values = []
+        for seed in given.seeds:
+            distances = measure(row, ROWS[row], seed, given)
+            step = min(distances, key=distances.get)
+            values.append(distances[step])
+            print(f"{row}, seed {seed}: {distances[step]:.1f} at step {step}", file=sys.stderr)
+        spread = f" ± {statistics.stdev(values):.0f}" if len(values) > 1 else ""
+        table.append(f"| {row} | {statistics.mean(values):.0f}{spread} | {len(values)} |")
+    print(machine() + f", {given.pictures:,} pictures\n\n| | frechet | seeds |\n|---|---|---|")
+    print("\n".join(table))
+
+
+if __name__ == "__main__":
+    main()
