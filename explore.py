@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from animation import FRAMES_A_SECOND, SUFFIXES, write_animation
 from checkpoint import CheckpointError
@@ -45,7 +47,7 @@ from filters import (
 )
 from inversion import Invert
 from latents import combine, neighbours, read_terms, rescale, turn, walk
-from models import Discriminator, draw
+from models import DRAW_BATCH, Discriminator, draw
 from pictures import to_channels
 from sheet import Cell, as_pillow, in_lines
 from utils import (
@@ -230,7 +232,8 @@ class Features(Command):
         self.check_count(generator, 4 * self.filters * self.shown)
         if self.data is None:
             names, z = self.read(generator, self.seeds or "0-511")
-            images = to_image(draw(generator, z))
+            batches = tqdm(z.split(DRAW_BATCH), desc="Drawing", disable=None, leave=False)
+            images = np.concatenate([to_image(draw(generator, rows)) for rows in batches])
         else:
             size, folders = generator.image_size, (self.download_dir, self.cache_dir)
             images = load(self.data, size, generator.channels, *folders)
@@ -264,6 +267,9 @@ class Dropout(Command):
     A logistic regression tells the places of a layer inside the boxes from others, and the filters
     to which it gives positive weights are dropped. The upper block has the marked pictures, with
     what is outside of their boxes dimmed, and the lower one others; beneath each, without them.
+
+    The paper has its "second highest convolution layer", of which it drops 200 filters. Here that
+    is the second from z: layers nearer to the picture can't spare half of theirs.
     """
 
     boxes: str = setting(
@@ -283,13 +289,12 @@ class Dropout(Command):
         layer = min(2, layers) if self.layer is None else self.layer
         if layer > layers:
             raise SettingsError(f"--layer {layer}: the last hidden layer is {layers}")
-        named: dict[str, Tensor] = {}
-        boxes: dict[str, list[Box]] = {}
+        marks: dict[tuple[float, ...], tuple[str, list[Box]]] = {}  # of each latent
         for text, box in read_boxes(self.boxes, generator.image_size):
             for name, z in zip(*self.read(generator, text, "--boxes"), strict=True):
-                named[name] = z
-                boxes.setdefault(name, []).append(box)
-        z, marked = torch.stack(list(named.values())), mark(boxes.values(), generator.image_size)
+                marks.setdefault(tuple(z.tolist()), (name, []))[1].append(box)
+        z, (named, boxes) = torch.tensor(list(marks)), zip(*marks.values(), strict=True)
+        marked = mark(boxes, generator.image_size)
         names, others = self.read(generator, self.seeds)
         self.check_count(generator, 3 * len(z) + 2 * len(others))
         try:
@@ -297,7 +302,6 @@ class Dropout(Command):
         except ValueError as error:
             raise SettingsError(f"--boxes {self.boxes}: {error}") from None
         print(f"Layer {layer} of {layers}: dropped {filters.sum()} of {len(filters)} filters")
-
         lacking = without(generator, layer, filters)
 
         def cells(z: Tensor, names: Iterable[str]) -> list[list[Cell]]:

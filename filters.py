@@ -122,7 +122,8 @@ def as_picture(gradient: Tensor) -> np.ndarray:
     could tell from the colours', becomes opaque.
     """
     colours = gradient[:, :3] if gradient.shape[1] == 4 else gradient
-    most = colours.abs().flatten(1).quantile(0.995, 1)[:, None, None, None]
+    sizes = colours.abs().flatten(1)
+    most = sizes.kthvalue(round(0.995 * sizes.shape[1])).values[:, None, None, None]
     x = (colours / most.clamp(min=torch.finfo(most.dtype).tiny)).clamp(-1, 1)
     if gradient.shape[1] == 4:
         x = F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)

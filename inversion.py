@@ -74,13 +74,17 @@ def read_photos(paths: Sequence[str], image_size: tuple[int, int], channels: int
     Raises:
         DataError: naming the first file that can't be read, and why.
     """
-    found = Found(paths, lambda path: Image.open(path, formats=formats()), "", [])
+    found = Found(paths, _open_photo, "", [])
     photos = []
     for path, decoded in decode_all(found, image_size, channels):
         if decoded.pixels is None:
-            raise DataError(f"{path}: {decoded.reason}")
+            raise DataError(f"{printable(path)}: {decoded.reason}")
         photos.append(decoded.pixels)
     return np.stack(photos)
+
+
+def _open_photo(path: str) -> Image.Image:
+    return Image.open(path, formats=formats())
 
 
 def invert(
