@@ -31,7 +31,7 @@ GAP = 0.9  # D(x) - D(G(z)) beyond which the discriminator wins
 FOOLED = 0.6  # D(G(z)) beyond which the generator does
 FALL = 0.7  # of the highest variety so far
 NONE_LEFT = 0.3  # of the real pictures' variety
-BEGUN = 500  # steps before which pictures that are all alike have only just begun
+BEGUN = 500  # steps; before them pictures are grey, and their variety says nothing
 
 
 class Referee:
@@ -54,20 +54,20 @@ class Referee:
 
     def see(self, entry: Mapping[str, Any]) -> None:
         """Take a line of the log into account: its step, d_real, d_fake, and variety if it has."""
-        if "variety" in entry:
+        if "variety" in entry and entry["step"] >= BEGUN:
             self.variety = entry["variety"]
             self.highest = max(self.highest, self.variety)
         if "d_real" in entry:
             low, high = self.loss.outputs
             outputs = entry["d_real"], entry["d_fake"]
             self.outputs.append(tuple((output - low) / (high - low) for output in outputs))
-        state = self._judge(entry["step"])
+        state = self._judge()
         if state != self.state:
             self.state, self.since = state, entry["step"]
 
-    def _judge(self, step: int) -> str:
+    def _judge(self) -> str:
         if self.variety is not None:
-            if self.variety < NONE_LEFT and step >= BEGUN:
+            if self.variety < NONE_LEFT:
                 return COLLAPSED
             if self.variety < FALL * self.highest:
                 return FALLING

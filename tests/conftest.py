@@ -16,6 +16,7 @@ from models import Discriminator, Generator
 # Neither this process nor those that the tests start may reach another machine.
 OFFLINE = Path(__file__).parent / "offline"
 runpy.run_path(str(OFFLINE / "sitecustomize.py"))
+os.environ["OMP_NUM_THREADS"] = "1"  # of torch, in each of pytest's processes; threads would wait
 os.environ["PYTHONPATH"] = f"{OFFLINE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
 
 

@@ -22,7 +22,7 @@ GAMES = [
     (FALLING, "bce", [line(600, variety=0.9), line(700, variety=0.5)]),
     (BALANCED, "bce", [line(600, variety=0.5), line(700, variety=0.9)]),
     (COLLAPSED, "bce", [line(600, variety=0.9), line(700, variety=0.1)]),
-    (BALANCED, "bce", [line(100, variety=0.01)]),  # grey: it has only just begun
+    (BALANCED, "bce", [line(100, variety=0.1), line(200, variety=0.01)]),  # it has just begun
     (COLLAPSED, "bce", [line(600, variety=0.01)]),
 ]
 
