@@ -88,7 +88,11 @@ class Command:
             for rows in z.split(DRAW_BATCH):
                 batches.append(to_image(draw(generator, rows)))
                 bar.update(len(rows))
-        return np.concatenate(batches).repeat(self.scale, axis=1).repeat(self.scale, axis=2)
+        return self.enlarge(np.concatenate(batches))
+
+    def enlarge(self, images: np.ndarray) -> np.ndarray:
+        """Give images (N, H, W, C) at `scale` times their size."""
+        return images.repeat(self.scale, axis=1).repeat(self.scale, axis=2)
 
     def line(self) -> str:
         """Give the command line that draws the same again, in whichever file."""
@@ -97,7 +101,8 @@ class Command:
             value = getattr(self, field.name)
             if field.name not in ("output", "device") and value is not None and value is not False:
                 name = [] if field.metadata["positional"] else [flag(field)]
-                words += name + [str(value)] * (value is not True)
+                values = value if isinstance(value, list) else [value] * (value is not True)
+                words += name + list(map(str, values))
         return shlex.join(words)
 
     def write(self, output: Path, rows: list[list[Cell]]) -> Path:

@@ -4,6 +4,9 @@
     python explore.py walk --load_path X.pth --seeds 3,17,22 --loop --output walk.mp4
     python explore.py arithmetic "3,17,22 - 4,9,11 + 5,6,8" --load_path X.pth
     python explore.py turn --from 3,17,22,30 --to 4,9,11,12 --seeds 50-57 --load_path X.pth
+    python explore.py invert photo.jpg --load_path X.pth --output photo.png
+    python explore.py features --load_path X.pth --data path/to/cats
+    python explore.py dropout --load_path X.pth --boxes "3:10,12,30,28; 17:8,10,26,30"
 
 Wherever seeds stand, so may files of latents: 3,photo.npy,8-10 takes all rows of that file, and
 photo.npy:0 its first. What is written holds the command that draws it: a PNG in its text, a WebP as
@@ -13,19 +16,48 @@ its description, a GIF as its comment, an MP4 not at all.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from animation import FRAMES_A_SECOND, SUFFIXES, write_animation
 from checkpoint import CheckpointError
 from command import Command
+from dataset import load, to_image, to_tensor
+from features import recalibrate, untrained
+from filters import (
+    Box,
+    activations_of,
+    as_picture,
+    dim,
+    find_filters,
+    guided_gradient,
+    in_batches,
+    maps_of,
+    mark,
+    read_boxes,
+    strongest,
+    without,
+)
+from inversion import Invert
 from latents import combine, neighbours, read_terms, rescale, turn, walk
+from models import DRAW_BATCH, Discriminator, draw
 from pictures import to_channels
-from sheet import Cell, as_pillow
-from utils import REQUIRED, SettingsError, parse_settings, run_script, setting
+from sheet import Cell, as_pillow, in_lines
+from utils import (
+    REQUIRED,
+    SettingsError,
+    parse_settings,
+    pick_device,
+    run_script,
+    setting,
+)
 
 SIGN = 28  # size of a sum's signs, in pixels
 
@@ -168,7 +200,123 @@ class Turn(Command):
         return self.write(output, cells)
 
 
-COMMANDS = {"pick": Pick, "walk": Walk, "arithmetic": Arithmetic, "turn": Turn}
+@dataclass(frozen=True, kw_only=True)
+class Features(Command):
+    """Draw what excites the filters of the discriminator's last convolution, as figure 5.
+
+    For each filter, the pictures that it answers most, of those drawn from seeds or of a data set;
+    beneath them, by guided backpropagation, what in them it answers. On the left, the same for the
+    filters of an untrained discriminator.
+    """
+
+    seeds: str | None = setting("pictures", None, "pictures to look through", shown="0-511")
+    data: str | None = setting(
+        "pictures", None, "or real ones: a folder, a .zip, or a set by name", shown="none"
+    )
+    download_dir: str = setting("pictures", "data", "folder of downloaded sets")
+    cache_dir: str = setting("pictures", "cache", "folder of decoded pictures")
+    filters: int = setting("filters", 6, "how many, from the first on", minimum=1)
+    shown: int = setting("filters", 6, "pictures for each", minimum=1)
+    seed: int = setting("filters", 0, "of the untrained weights", minimum=0, below=2**63)
+    output: str = setting("files", "samples/features.png", "the PNG to write")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if None not in (self.seeds, self.data):
+            raise SettingsError("--seeds, --data: give one of them")
+
+    def run(self) -> Path:
+        """Draw the sheet, two rows a filter, and give its path."""
+        output, generator = self.open_output(".png"), self.open_generator()
+        trained = Discriminator.from_checkpoint(self.load_path, pick_device(self.device))
+        self.check_count(generator, 4 * self.filters * self.shown)
+        if self.data is None:
+            names, z = self.read(generator, self.seeds or "0-511")
+            batches = tqdm(z.split(DRAW_BATCH), desc="Drawing", disable=None, leave=False)
+            images = np.concatenate([to_image(draw(generator, rows)) for rows in batches])
+        else:
+            size, folders = generator.image_size, (self.download_dir, self.cache_dir)
+            images = load(self.data, size, generator.channels, *folders)
+            names = [""] * len(images)
+
+        random = untrained(trained, self.seed)
+        recalibrate(random, in_batches(images, random))
+        blocks = []
+        for title, network in (("random", random), ("trained", trained)):
+            try:
+                found = strongest(network, images, self.filters, self.shown)
+            except ValueError as error:
+                raise SettingsError(f"--filters {self.filters}: {error}") from None
+            block = [[Cell(None, title)]]
+            for i, rows in enumerate(found):
+                seen = as_picture(guided_gradient(network, to_tensor(images[rows]), i))
+                labels = (names[row] for row in rows)
+                block.append(list(map(Cell, self.enlarge(images[rows]), labels)))
+                block.append(list(map(Cell, self.enlarge(seen))))
+            block[0] += [Cell()] * (found.shape[1] - 1)
+            blocks.append(block)
+        return self.write(
+            output, [[*left, Cell(), *right] for left, right in zip(*blocks, strict=True)]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout(Command):
+    """Find the generator's filters that draw what boxes mark, and draw without them, as figure 6.
+
+    A logistic regression tells the places of a layer inside the boxes from others, and the filters
+    to which it gives positive weights are dropped. The upper block has the marked pictures, with
+    what is outside of their boxes dimmed, and the lower one others; beneath each, without them.
+
+    The paper has its "second highest convolution layer", of which it drops 200 filters. Here that
+    is the second from z: layers nearer to the picture can't spare half of theirs.
+    """
+
+    boxes: str = setting(
+        "pictures", REQUIRED, "seed:left,top,right,bottom in pixels: 3:10,12,30,28; 17,22:8,9,26,27"
+    )
+    seeds: str = setting("pictures", "0-7", "other pictures to draw without them")
+    layer: int | None = setting(
+        "filters", None, "the hidden layer, of which 1 comes first after z", shown="2", minimum=1
+    )
+    seed: int = setting("filters", 0, "of the places outside", minimum=0, below=2**63)
+    output: str = setting("files", "samples/dropout.png", "the PNG to write")
+
+    def run(self) -> Path:
+        """Draw the sheet and give its path."""
+        output, generator = self.open_output(".png"), self.open_generator()
+        layers = len(activations_of(generator))
+        layer = min(2, layers) if self.layer is None else self.layer
+        if layer > layers:
+            raise SettingsError(f"--layer {layer}: the last hidden layer is {layers}")
+        marks: dict[tuple[float, ...], tuple[str, list[Box]]] = {}  # of each latent
+        for text, box in read_boxes(self.boxes, generator.image_size):
+            for name, z in zip(*self.read(generator, text, "--boxes"), strict=True):
+                marks.setdefault(tuple(z.tolist()), (name, []))[1].append(box)
+        z, (named, boxes) = torch.tensor(list(marks)), zip(*marks.values(), strict=True)
+        marked = mark(boxes, generator.image_size)
+        names, others = self.read(generator, self.seeds)
+        self.check_count(generator, 3 * len(z) + 2 * len(others))
+        try:
+            filters = find_filters(maps_of(generator, z, layer), marked, self.seed) > 0
+        except ValueError as error:
+            raise SettingsError(f"--boxes {self.boxes}: {error}") from None
+        print(f"Layer {layer} of {layers}: dropped {filters.sum()} of {len(filters)} filters")
+        lacking = without(generator, layer, filters)
+
+        def cells(z: Tensor, names: Iterable[str]) -> list[list[Cell]]:
+            whole = map(Cell, self.draw(generator, z), names)
+            return [list(whole), list(map(Cell, self.draw(lacking, z)))]
+
+        shown = self.enlarge(dim(to_image(draw(generator, z)), marked))
+        rows = in_lines(list(map(Cell, shown)), *cells(z, named))
+        return self.write(output, rows + in_lines(*cells(others, names)))
+
+
+COMMANDS = {
+    "pick": Pick, "walk": Walk, "arithmetic": Arithmetic, "turn": Turn,
+    "invert": Invert, "features": Features, "dropout": Dropout,
+}  # fmt: skip
 
 if __name__ == "__main__":
     run_script(lambda: parse_settings(COMMANDS, __doc__).run(), CheckpointError)

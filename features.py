@@ -5,9 +5,11 @@ A set of N pictures becomes features (N, D), one row a picture.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from tqdm import tqdm
 
 import atomic
 from dataset import run_name, to_image, to_tensor
-from models import DRAW_BATCH, Discriminator, draw, sample_latents
+from models import DRAW_BATCH, Discriminator, draw, init_weights, sample_latents
 from sources import find
 from utils import SettingsError
 
@@ -131,6 +133,33 @@ class DiscriminatorFeatures(FeatureNetwork):
     def forward(self, images: Tensor) -> Tensor:
         maps = self.discriminator.feature_maps(to_tensor(images))
         return torch.cat([x.mean((2, 3)) for x in maps], 1)
+
+
+def untrained(network: Discriminator, seed: int) -> Discriminator:
+    """Copy a network, with fresh weights that follow from the seed."""
+    fresh = copy.deepcopy(network)
+    torch.manual_seed(seed)
+    for layer in fresh.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+    return fresh.apply(init_weights)
+
+
+@torch.no_grad()
+def recalibrate(network: nn.Module, stream: Iterable[Tensor]) -> None:
+    """Give batch norm the mean of the statistics that it meets in batches x (N, C, H, W).
+
+    The authors' code does so with the training pictures. A checkpoint's running averages are those
+    of real and generated ones.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None  # all batches count alike
+    network.train()
+    for x in stream:
+        network(x)
+    network.eval()
 
 
 def load_network(

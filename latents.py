@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import atomic
 from models import sample_latents
 from utils import SettingsError
 
 MOST = 10_000  # latents of one list that is to be looked at
+VARIANCE = {"normal": 1.0, "uniform": 1 / 3}  # of each dimension of a latent
 NOISE = 0.25
 
 
@@ -143,8 +146,20 @@ def rescale(z: Tensor, z_dist: str = "normal") -> Tensor:
     The mean of n latents has 1 / sqrt(n) of it, and its picture is pale: near the origin lies
     nothing that training draws. The paper's sum of three concepts of three exemplars has it anyway.
     """
-    variance = {"normal": 1, "uniform": 1 / 3}[z_dist]
-    return F.normalize(z, dim=-1) * (variance * z.shape[-1]) ** 0.5
+    return F.normalize(z, dim=-1) * (VARIANCE[z_dist] * z.shape[-1]) ** 0.5
+
+
+def save_latents(path: Path, z: Tensor) -> None:
+    """Write latents z (N, Z) as float32 to a .npy file, which `read_latents` reads.
+
+    Raises:
+        OSError: naming `path`.
+    """
+    serialized = io.BytesIO()  # as NumPy hides what the system says of a disk that is full
+    np.save(serialized, z.numpy().astype(np.float32))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.writing(path) as file:
+        file.write(serialized.getbuffer())
 
 
 def _read_file(path: str, z_dim: int, flag: str) -> Tensor:

@@ -12,7 +12,6 @@ A folder or .zip holds train/CLASS and test/CLASS; or CLASS alone, and a fifth b
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,8 +30,9 @@ import atomic
 import svm
 from checkpoint import CheckpointError
 from dataset import random_at, to_tensor
+from features import recalibrate, untrained
 from labelled import Labelled, open_labelled
-from models import Discriminator, init_weights
+from models import Discriminator
 from sources import NAMED_SETS
 from utils import (
     REQUIRED,
@@ -204,33 +204,6 @@ def describe(network: Discriminator, layers: Sequence[int], x: Tensor) -> Tensor
     """
     maps = network.feature_maps(x)
     return torch.cat([F.adaptive_max_pool2d(maps[i - 1], 4).flatten(1) for i in layers], 1)
-
-
-def untrained(network: Discriminator, seed: int) -> Discriminator:
-    """Copy a network, with fresh weights that follow from the seed."""
-    fresh = copy.deepcopy(network)
-    torch.manual_seed(seed)
-    for layer in fresh.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
-    return fresh.apply(init_weights)
-
-
-@torch.no_grad()
-def recalibrate(network: nn.Module, stream: Iterable[Tensor]) -> None:
-    """Give batch norm the mean of the statistics that it meets in batches x (N, C, H, W).
-
-    The authors' code does so with the training pictures. A checkpoint's running averages are those
-    of real and generated ones.
-    """
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None  # all batches count alike
-    network.train()
-    for x in stream:
-        network(x)
-    network.eval()
 
 
 def batches(images: np.ndarray, rows: np.ndarray, device: torch.device) -> Iterator[Tensor]:

@@ -29,6 +29,12 @@ def as_pillow(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
 
 
+def in_lines(*rows: Sequence[Cell], columns: int = 8) -> list[Sequence[Cell]]:
+    """Break rows that belong together, each above the next, into lines of so many cells."""
+    count = max(map(len, rows))
+    return [row[i : i + columns] for i in range(0, count, columns) for row in rows]
+
+
 def lay_out(rows: Sequence[Sequence[Cell]]) -> Image.Image:
     """Draw cells as a table: each row as high and each column as wide as what is in it.
 

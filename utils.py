@@ -60,6 +60,7 @@ def setting(
         shown: the default in words, where it is None.
         may_change: whether a resumed run may have another value.
         positional: whether it is given by its place, and not as a flag; `default` is `REQUIRED`.
+            Such a field may be a `list[str]`, which takes one or more.
     """
     metadata = {
         "help": help, "group": group, "choices": choices, "minimum": minimum, "below": below,
@@ -155,6 +156,8 @@ def _add_flags(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
                 options.update(nargs="?", const=metadata["bare"])
         if metadata["positional"]:
             options["metavar"] = field.name.upper()
+            if wanted is list:
+                options.update(type=str, nargs="+")
         else:
             options.update(dest=field.name, required=field.default is REQUIRED)
         groups[group].add_argument(flag(field), **options)
@@ -227,9 +230,11 @@ def write_settings(path: Path, settings: Any) -> None:
 
 
 def _type_of(settings: Any, field: dataclasses.Field) -> type:
-    """Give the type of a field's values, which is T where the annotation is `T | None`."""
+    """Give the type of a field's values: T for `T | None`, list for `list[str]`."""
     kind = settings if isinstance(settings, type) else type(settings)
     annotation = typing.get_type_hints(kind)[field.name]
+    if typing.get_origin(annotation) is list:
+        return list
     members = [member for member in typing.get_args(annotation) if member is not type(None)]
     return members[0] if members else annotation
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import checkpoint
-from models import Generator
+from models import Discriminator, Generator
 
 # Neither this process nor those that the tests start may reach another machine.
 OFFLINE = Path(__file__).parent / "offline"
@@ -52,17 +52,20 @@ def write_mnist(folder, count):
 
 
 def write_generator(path, channels=1, z_dist="normal"):
-    """Write a checkpoint of a 12x16 generator as training does, its weights varied; give `path`."""
+    """Write a checkpoint of 12x16 networks as training does, their weights varied; give `path`."""
     torch.manual_seed(0)
-    generator = Generator(8, 16, channels, (12, 16))
-    generator.apply(
-        lambda m: torch.nn.init.normal_(m.weight, 0, 0.2) if hasattr(m, "weight") else m
-    )
+    networks = {}
+    for kind, first in ((Generator, (8,)), (Discriminator, ())):
+        network = kind(*first, 16, channels, (12, 16))
+        network.apply(
+            lambda m: torch.nn.init.normal_(m.weight, 0, 0.2) if hasattr(m, "weight") else m
+        )
+        networks[kind.__name__.lower()] = network.state_dict()
     config = {
         "z_dim": 8, "features": 16, "channels": channels, "image_size": "12x16",
         "max_features": 1024, "norm": "batch", "activation": "relu", "z_dist": z_dist,
     }  # fmt: skip
-    checkpoint.save(path, {"config": config, "generator": generator.state_dict()})
+    checkpoint.save(path, {"config": config, **networks})
     return str(path)
 
 

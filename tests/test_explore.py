@@ -20,6 +20,8 @@ WORDS = {
     "walk": "--seeds 3,7,9 --loop --frames 4",
     "arithmetic": '"3,17-18 - 4 + 5,6"',
     "turn": "--from 3,17 --to 4 --seeds 50-52 --steps 5 --scale 2",
+    "features": "--seeds 0-9 --filters 2 --shown 3",
+    "dropout": '--boxes "3:2,2,9,8; 5-6:0,0,4,4; 3:9,9,12,12" --seeds 7 --scale 2',
 }
 
 
