@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -14,46 +15,43 @@ from tqdm import tqdm
 from dataset import to_image
 from latents import read_latents
 from models import DRAW_BATCH, Generator, draw
+from opening import Opening
 from sheet import Cell, lay_out, write_png
-from utils import (
-    REQUIRED,
-    SettingsError,
-    check_settings,
-    check_writable,
-    flag,
-    pick_device,
-    setting,
-)
+from utils import SettingsError, check_writable, flag, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
-    """What every command takes; a subclass has an `output` and its `run`.
+class Command(Opening):
+    """What every command takes; a subclass has an `output` and its `make`.
 
     Raises:
         SettingsError: a value out of its range.
     """
 
-    load_path: str = setting("pictures", REQUIRED, "the checkpoint, a .pth file")
-    no_ema: bool = setting("pictures", False, "the last step's weights, not their average")
+    suffixes: ClassVar[tuple[str, ...]] = (".png",)  # that its output may have
+
     scale: int = setting("files", 1, "times to enlarge each picture, pixel for pixel", minimum=1)
-    device: str = setting("run", "auto", "cpu, cuda, cuda:1, mps; auto: cuda or cpu")
 
-    def __post_init__(self) -> None:
-        check_settings(self)
+    def run(self) -> Path:
+        """Draw what the command is for, and give the path of the file."""
+        output = self.open_output()
+        self.make(output, self.open_generator())
+        print(f"Wrote {output}")
+        return output
 
-    def open_generator(self) -> Generator:
-        return Generator.from_checkpoint(self.load_path, pick_device(self.device), not self.no_ema)
+    def make(self, output: Path, generator: Generator) -> None:
+        """Draw what the command is for with an opened generator, and write it to `output`."""
+        raise NotImplementedError
 
-    def open_output(self, *suffixes: str) -> Path:
+    def open_output(self) -> Path:
         """Give the file to write, whose folder can be written to.
 
         Raises:
             SettingsError: it can't, or the name ends in none of `suffixes`.
         """
-        output = Path(self.output)
-        if output.suffix.lower() not in suffixes or output.is_dir():
-            raise SettingsError(f"--output {output}: must be a {' or '.join(suffixes)} file")
+        output, suffixes = Path(self.output), " or ".join(self.suffixes)
+        if output.suffix.lower() not in self.suffixes or output.is_dir():
+            raise SettingsError(f"--output {output}: must be a {suffixes} file")
         check_writable(output.parent)
         return output
 
@@ -105,9 +103,7 @@ class Command:
                 words += name + list(map(str, values))
         return shlex.join(words)
 
-    def write(self, output: Path, rows: list[list[Cell]]) -> Path:
-        """Write a sheet of cells, see `sheet.lay_out`, and give its path."""
+    def write(self, output: Path, rows: list[list[Cell]]) -> None:
+        """Write a sheet of cells, see `sheet.lay_out`."""
         output.parent.mkdir(parents=True, exist_ok=True)
         write_png(output, lay_out(rows), self.line())
-        print(f"Wrote {output}")
-        return output

@@ -7,6 +7,7 @@
     python explore.py invert photo.jpg --load_path X.pth --output photo.png
     python explore.py features --load_path X.pth --data path/to/cats
     python explore.py dropout --load_path X.pth --boxes "3:10,12,30,28; 17:8,10,26,30"
+    python explore.py serve --load_path X.pth
 
 Wherever seeds stand, so may files of latents: 3,photo.npy,8-10 takes all rows of that file, and
 photo.npy:0 its first. What is written holds the command that draws it: a PNG in its text, a WebP as
@@ -17,9 +18,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from animation import FRAMES_A_SECOND, SUFFIXES, write_animation
 from checkpoint import CheckpointError
 from command import Command
 from dataset import load, to_image, to_tensor
+from directions import read_displacement
 from features import recalibrate, untrained
 from filters import (
     Box,
@@ -47,40 +50,44 @@ from filters import (
 )
 from inversion import Invert
 from latents import combine, neighbours, read_terms, rescale, turn, walk
-from models import DRAW_BATCH, Discriminator, draw
+from models import DRAW_BATCH, Discriminator, Generator, draw
+from opening import Opening
 from pictures import to_channels
 from sheet import Cell, as_pillow, in_lines
-from utils import (
-    REQUIRED,
-    SettingsError,
-    parse_settings,
-    pick_device,
-    run_script,
-    setting,
-)
+from utils import REQUIRED, SettingsError, parse_settings, pick_device, run_script, setting
 
 SIGN = 28  # size of a sum's signs, in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pick(Command):
-    """Draw the pictures of many seeds, each with its number, to choose from."""
+    """Draw the pictures of many seeds, each with its number, to choose from.
+
+    All may be moved along the directions that the generator's first layer answers most.
+    """
 
     seeds: str = setting("pictures", "0-99", "which, such as 0-63,100")
+    move: str | None = setting(
+        "pictures", None, "how far along which, such as 1:2.5,3:-4; a latent of 100 dimensions "
+        "lies at 10, and stays there", shown="none",
+    )  # fmt: skip
     output: str = setting("files", "samples/pick.png", "the PNG to write")
 
-    def run(self) -> Path:
-        """Draw the sheet, as square as the number of pictures allows, and give its path."""
-        output, generator = self.open_output(".png"), self.open_generator()
+    def make(self, output: Path, generator: Generator) -> None:
+        """Draw the sheet, as square as the number of pictures allows."""
         names, z = self.read(generator, self.seeds)
+        if self.move is not None:
+            z = turn(z, read_displacement(generator, self.move), 2)[:, 1]
         cells = list(map(Cell, self.draw(generator, z), names))
         columns = math.ceil(math.sqrt(len(cells)))
-        return self.write(output, [cells[i : i + columns] for i in range(0, len(cells), columns)])
+        self.write(output, [cells[i : i + columns] for i in range(0, len(cells), columns)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Walk(Command):
     """Go from latent to latent: an animation, or a strip with a row a leg, as figure 4."""
+
+    suffixes: ClassVar = (".png", *SUFFIXES)
 
     seeds: str = setting("pictures", "0-8", "the latents to pass, such as 3,17,22")
     path: str = setting(
@@ -95,12 +102,11 @@ class Walk(Command):
         "files", "samples/walk.webp", "a .webp, .gif or .mp4, or the strip, a .png"
     )
 
-    def run(self) -> Path:
-        """Draw the animation, of 25 frames a second, or the strip, and give its path.
+    def make(self, output: Path, generator: Generator) -> None:
+        """Draw the animation, of 25 frames a second, or the strip.
 
         A row of the strip begins with one latent of the list and ends with the next.
         """
-        output, generator = self.open_output(".png", *SUFFIXES), self.open_generator()
         names, z = self.read(generator, self.seeds)
         if len(z) < 2:
             raise SettingsError(f"--seeds {self.seeds}: a walk takes two or more")
@@ -112,14 +118,13 @@ class Walk(Command):
             cells = list(map(Cell, images))
             cells[::frames] = map(Cell, images[::frames], names)
             cells += cells[:1] * self.loop
-            return self.write(
-                output, [cells[i : i + frames + 1] for i in range(0, len(cells) - 1, frames)]
-            )
-        output.parent.mkdir(parents=True, exist_ok=True)
-        pictures = [to_channels(as_pillow(image), 3) for image in images]
-        write_animation(output, pictures, [1000 // FRAMES_A_SECOND] * len(pictures), self.line())
-        print(f"Wrote {output}")
-        return output
+            legs = range(0, len(cells) - 1, frames)
+            self.write(output, [cells[i : i + frames + 1] for i in legs])
+        else:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            pictures = [to_channels(as_pillow(image), 3) for image in images]
+            durations = [1000 // FRAMES_A_SECOND] * len(pictures)
+            write_animation(output, pictures, durations, self.line())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,17 +141,12 @@ class Arithmetic(Command):
     )  # fmt: skip
     output: str = setting("files", "samples/arithmetic.png", "the PNG to write")
 
-    def run(self) -> Path:
-        """Draw the sheet and give its path: a column a concept, its mean beneath, the result."""
-        output, generator = self.open_output(".png"), self.open_generator()
+    def make(self, output: Path, generator: Generator) -> None:
+        """Draw the sheet: a column a concept, its mean beneath, the result."""
         signs, lists = zip(*read_terms(self.expression), strict=True)
-        names, concepts = zip(
-            *(
-                self.read(generator, text, "expression, a space before each sign:")
-                for text in lists
-            ),
-            strict=True,
-        )
+        where = "expression, a space before each sign:"
+        read = (self.read(generator, text, where) for text in lists)
+        names, concepts = zip(*read, strict=True)
         means = torch.stack([z.mean(0) for z in concepts])
         result = rescale(combine(list(zip(signs, concepts, strict=True))), generator.z_dist)
         around = neighbours(result)
@@ -168,7 +168,7 @@ class Arithmetic(Command):
         cells[equation][-4] = Cell(None, "=", SIGN)
         for i, image in enumerate(images):
             cells[equation - 1 + i // 3][i % 3 - 3] = Cell(image, "result" * (i == 4))
-        return self.write(output, cells)
+        self.write(output, cells)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,9 +185,8 @@ class Turn(Command):
     steps: int = setting("pictures", 9, "pictures a row; odd to have the latent's own", minimum=2)
     output: str = setting("files", "samples/turn.png", "the PNG to write")
 
-    def run(self) -> Path:
-        """Draw the sheet, a row a latent, and give its path."""
-        output, generator = self.open_output(".png"), self.open_generator()
+    def make(self, output: Path, generator: Generator) -> None:
+        """Draw the sheet, a row a latent."""
         start = self.read(generator, self.from_, "--from")[1]
         end = self.read(generator, self.to, "--to")[1]
         names, z = self.read(generator, self.seeds)
@@ -197,7 +196,7 @@ class Turn(Command):
         cells = [[Cell(), *(Cell(None, f"{t:.2g}") for t in torch.linspace(-1, 1, self.steps))]]
         for name in names:
             cells.append([Cell(None, name), *map(Cell, islice(images, self.steps))])
-        return self.write(output, cells)
+        self.write(output, cells)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,9 +224,8 @@ class Features(Command):
         if None not in (self.seeds, self.data):
             raise SettingsError("--seeds, --data: give one of them")
 
-    def run(self) -> Path:
-        """Draw the sheet, two rows a filter, and give its path."""
-        output, generator = self.open_output(".png"), self.open_generator()
+    def make(self, output: Path, generator: Generator) -> None:
+        """Draw the sheet, two rows a filter."""
         trained = Discriminator.from_checkpoint(self.load_path, pick_device(self.device))
         self.check_count(generator, 4 * self.filters * self.shown)
         if self.data is None:
@@ -255,9 +253,7 @@ class Features(Command):
                 block.append(list(map(Cell, self.enlarge(seen))))
             block[0] += [Cell()] * (found.shape[1] - 1)
             blocks.append(block)
-        return self.write(
-            output, [[*left, Cell(), *right] for left, right in zip(*blocks, strict=True)]
-        )
+        self.write(output, [[*left, Cell(), *right] for left, right in zip(*blocks, strict=True)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,9 +278,8 @@ class Dropout(Command):
     seed: int = setting("filters", 0, "of the places outside", minimum=0, below=2**63)
     output: str = setting("files", "samples/dropout.png", "the PNG to write")
 
-    def run(self) -> Path:
-        """Draw the sheet and give its path."""
-        output, generator = self.open_output(".png"), self.open_generator()
+    def make(self, output: Path, generator: Generator) -> None:
+        """Draw the sheet."""
         layers = len(activations_of(generator))
         layer = min(2, layers) if self.layer is None else self.layer
         if layer > layers:
@@ -310,12 +305,43 @@ class Dropout(Command):
 
         shown = self.enlarge(dim(to_image(draw(generator, z)), marked))
         rows = in_lines(list(map(Cell, shown)), *cells(z, named))
-        return self.write(output, rows + in_lines(*cells(others, names)))
+        self.write(output, rows + in_lines(*cells(others, names)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve(Opening):
+    """Open a page in the browser to look around: seeds and directions, arithmetic, walks.
+
+    It needs Gradio, and shows the command that draws each picture. Whoever reaches it may name
+    files of latents, so it is for this machine alone unless --host says otherwise.
+    """
+
+    host: str = setting("page", "127.0.0.1", "address to serve at; 0.0.0.0 lets other machines in")
+    port: int | None = setting(
+        "page", None, "its port", shown="the first free one from 7860", minimum=1, below=1 << 16
+    )
+    open: bool = setting("page", False, "open a browser with it")
+
+    def run(self) -> None:
+        """Serve the page until Ctrl-C."""
+        try:
+            from page import free_port, serve
+        except ModuleNotFoundError as error:
+            raise SettingsError(f"serve needs {error.name}: pip install gradio") from None
+        port, generator = free_port(self.host, self.port), self.open_generator()
+        shared = {field.name: getattr(self, field.name) for field in fields(Opening)}
+
+        def draw(name: str, output: Path, **asked: Any) -> str:
+            command = COMMANDS[name](**shared, **asked)
+            command.make(output, generator)
+            return command.line()
+
+        serve(draw, generator, self.host, port, self.open)
 
 
 COMMANDS = {
     "pick": Pick, "walk": Walk, "arithmetic": Arithmetic, "turn": Turn,
-    "invert": Invert, "features": Features, "dropout": Dropout,
+    "invert": Invert, "features": Features, "dropout": Dropout, "serve": Serve,
 }  # fmt: skip
 
 if __name__ == "__main__":

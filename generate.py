@@ -26,51 +26,28 @@ from tqdm import tqdm
 import atomic
 import checkpoint
 from checkpoint import CheckpointError
-from dataset import make_grid, parse_size, to_image
+from dataset import make_grid, to_image
 from latents import parse_seeds
-from models import DRAW_BATCH, Generator, draw, sample_latents
-from utils import (
-    REQUIRED,
-    SettingsError,
-    check_settings,
-    check_writable,
-    parse_settings,
-    pick_device,
-    run_script,
-    setting,
-)
+from models import DRAW_BATCH, draw, sample_latents
+from opening import Opening
+from utils import SettingsError, check_writable, parse_settings, run_script, setting
 
 MAX_WRITERS = 8  # threads; more would mostly wait for Python's lock
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(Opening):
     """What to draw, and where to.
 
     Raises:
         SettingsError: a value out of its range, or `seeds` beside `seed` or `num_output`.
     """
 
-    load_path: str = setting("pictures", REQUIRED, "the checkpoint, a .pth file")
     num_output: int | None = setting("pictures", None, "how many", shown="64", minimum=1)
     seed: int | None = setting(
         "pictures", None, "seed of the first; the others count up", shown="0", minimum=0
     )
     seeds: str | None = setting("pictures", None, "these instead, such as 0-63,100", shown="none")
-    no_ema: bool = setting("pictures", False, "the last step's weights, not their average")
-    activation: str | None = setting(
-        "another program's checkpoint", None, "of its generator",
-        shown="as batch norm tells, or relu", choices=("relu", "leaky_relu"),
-    )  # fmt: skip
-    image_size: str | None = setting(
-        "another program's checkpoint", None, "in pixels, 64 or 64x96 (height x width)",
-        shown="the likeliest",
-    )  # fmt: skip
-    z_dist: str | None = setting(
-        "another program's checkpoint", None, "z from N(0, 1) or U(-1, 1)",
-        shown="as batch norm tells, or normal",
-        choices=("normal", "uniform"),
-    )  # fmt: skip
     separate: bool = setting("files", False, "one file a picture, seed_000005.png, in a folder")
     output: str | None = setting(
         "files", None, "the PNG, or with --separate the folder",
@@ -80,12 +57,9 @@ class Request:
         "files", None, "write the generator's weights alone to this .pth file, and no pictures",
         shown="none",
     )  # fmt: skip
-    device: str = setting("run", "auto", "cpu, cuda, cuda:1, mps; auto: cuda or cpu")
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        if self.image_size is not None:
-            parse_size(self.image_size)
+        super().__post_init__()
         if self.export_state_dict is not None:
             drawing = ("num_output", "seed", "seeds", "separate", "output")
             for name in drawing:
@@ -116,11 +90,7 @@ def generate(request: Request) -> Path:
     """
     ranges = request.seed_ranges()
     count = sum(seeds.stop - seeds.start for seeds in ranges)
-    generator = Generator.from_checkpoint(
-        request.load_path, pick_device(request.device), not request.no_ema,
-        activation=request.activation, z_dist=request.z_dist,
-        image_size=request.image_size and parse_size(request.image_size),
-    )  # fmt: skip
+    generator = request.open_generator()
     if request.export_state_dict is not None:
         return export(generator, Path(request.export_state_dict), Path(request.load_path))
     default = "samples/generated" if request.separate else "samples/generated.png"

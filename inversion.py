@@ -16,7 +16,7 @@ from checkpoint import CheckpointError
 from command import Command
 from dataset import printable, random_at, to_image, to_tensor
 from latents import VARIANCE, save_latents
-from models import DRAW_BATCH, Discriminator, draw, draw_latents
+from models import DRAW_BATCH, Discriminator, Generator, draw, draw_latents
 from pictures import decode_all
 from sheet import Cell, in_lines
 from sources import DataError, Found, formats
@@ -43,9 +43,8 @@ class Invert(Command):
     seed: int = setting("search", 0, "of the latents to start with", minimum=0, below=2**63)
     output: str = setting("files", "samples/invert.png", "the PNG; the .npy lies beside it")
 
-    def run(self) -> Path:
-        """Search, save the latents (N, Z) float32, draw the sheet and give its path."""
-        output, generator = self.open_output(".png"), self.open_generator()
+    def make(self, output: Path, generator: Generator) -> None:
+        """Search, save the latents (N, Z) float32 and draw the sheet."""
         self.check_count(generator, 2 * len(self.photos))
         photos = read_photos(self.photos, generator.image_size, generator.channels)
         try:
@@ -65,7 +64,7 @@ class Invert(Command):
         names = (f"{latents.name}:{i}" for i in range(len(z)))
         above = list(map(Cell, self.enlarge(photos)))
         below = list(map(Cell, self.enlarge(drawn), names))
-        return self.write(output, in_lines(above, below))
+        self.write(output, in_lines(above, below))
 
 
 def read_photos(paths: Sequence[str], image_size: tuple[int, int], channels: int) -> np.ndarray:

@@ -29,7 +29,7 @@ def parse_seeds(text: str, flag: str = "--seeds", example: str = "0-63,100") -> 
     """
     ranges = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,99})(?:-(\d{1,99}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
             raise SettingsError(f"{flag} {text}: write it like {example}")
@@ -52,7 +52,7 @@ def read_latents(
     names: list[str] = []
     rows: list[Tensor] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(.+\.npy)(?::(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(.+\.npy)(?::(\d{1,99}))?\s*", part)
         if match:
             stored = _read_file(match[1], z_dim, flag)
             first = int(match[2] or 0)

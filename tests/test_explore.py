@@ -1,11 +1,13 @@
 """The commands of explore.py: their layouts, and that each picture can be made again."""
 
 import shlex
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import write_generator
 from PIL import Image, ImageSequence
 
@@ -178,3 +180,27 @@ def test_mistakes_are_refused_before_anything_is_written(saved, capsys, words):
     with pytest.raises((SettingsError, SystemExit)):
         run(*words.split(), "--load_path", saved[1])
     assert not list(Path().iterdir())
+
+
+def test_another_programs_checkpoint_takes_what_it_leaves_unsaid(tmp_path):
+    generator = Generator(8, 8, 1, 16, activation="leaky_relu", norm="none")
+    generator.apply(
+        lambda m: torch.nn.init.normal_(m.weight, 0, 0.3) if hasattr(m, "weight") else m
+    )
+    torch.save(generator.state_dict(), tmp_path / "a.pth")
+    words = ["pick", "--load_path", str(tmp_path / "a.pth"), "--seeds", "5"]
+    said = ["--activation", "leaky_relu", "--image_size", "16x16", "--z_dist", "uniform"]
+    image = to_image(draw(generator, sample_latents([5], 8, "uniform")))[0]
+    sheet = run(*words, *said)
+    assert holds(Image.open(sheet), image)
+    assert (
+        run(*shlex.split(about(sheet))[2:], "--output", "b.png").read_bytes() == sheet.read_bytes()
+    )
+    assert not holds(Image.open(run(*words, "--output", "c.png")), image)
+
+
+def test_serve_without_gradio_says_what_to_install(saved, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "page", raising=False)
+    with pytest.raises(SettingsError, match="serve needs gradio: pip install"):
+        run("serve", "--load_path", saved[1])

@@ -1,0 +1,54 @@
+"""Which generator to draw with: the settings that generate.py and explore.py share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from dataset import parse_size
+from models import Generator
+from utils import REQUIRED, check_settings, pick_device, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """A checkpoint, what another program's leaves unsaid, and the device to draw on.
+
+    Raises:
+        SettingsError: a value out of its range.
+    """
+
+    load_path: str = setting("pictures", REQUIRED, "the checkpoint, a .pth file")
+    no_ema: bool = setting("pictures", False, "the last step's weights, not their average")
+    activation: str | None = setting(
+        "another program's checkpoint", None, "of its generator",
+        shown="as batch norm tells, or relu", choices=("relu", "leaky_relu"),
+    )  # fmt: skip
+    image_size: str | None = setting(
+        "another program's checkpoint", None, "in pixels, 64 or 64x96 (height x width)",
+        shown="the likeliest",
+    )  # fmt: skip
+    z_dist: str | None = setting(
+        "another program's checkpoint", None, "z from N(0, 1) or U(-1, 1)",
+        shown="as batch norm tells, or normal",
+        choices=("normal", "uniform"),
+    )  # fmt: skip
+    device: str = setting("run", "auto", "cpu, cuda, cuda:1, mps; auto: cuda or cpu")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.image_size is not None:
+            parse_size(self.image_size)
+
+    def open_generator(self) -> Generator | nn.Sequential:
+        """Give the generator, see `Generator.from_checkpoint`.
+
+        Raises:
+            SettingsError, CheckpointError: there is no such device, or no generator in the file.
+        """
+        return Generator.from_checkpoint(
+            self.load_path, pick_device(self.device), not self.no_ema,
+            activation=self.activation, z_dist=self.z_dist,
+            image_size=self.image_size and parse_size(self.image_size),
+        )  # fmt: skip
