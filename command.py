@@ -22,7 +22,9 @@ from utils import SettingsError, check_writable, flag, setting
 
 @dataclass(frozen=True, kw_only=True)
 class Command(Opening):
-    """What every command takes; a subclass has an `output` and its `make`.
+    """What every command takes.
+
+    A subclass has an `output`, and a `make(output, generator)` which draws into that file.
 
     Raises:
         SettingsError: a value out of its range.
@@ -33,15 +35,15 @@ class Command(Opening):
     scale: int = setting("files", 1, "times to enlarge each picture, pixel for pixel", minimum=1)
 
     def run(self) -> Path:
-        """Draw what the command is for, and give the path of the file."""
+        """Draw what the command is for, and give the path of the file.
+
+        Raises:
+            SettingsError, CheckpointError: before anything is written.
+        """
         output = self.open_output()
         self.make(output, self.open_generator())
         print(f"Wrote {output}")
         return output
-
-    def make(self, output: Path, generator: Generator) -> None:
-        """Draw what the command is for with an opened generator, and write it to `output`."""
-        raise NotImplementedError
 
     def open_output(self) -> Path:
         """Give the file to write, whose folder can be written to.

@@ -25,7 +25,7 @@ PORTS = range(7860, 7960)  # Gradio's
 SLIDERS = 6
 FARTHEST = 6  # that one moves; beyond, pictures hardly change any more
 SHOWN = 192  # pixels, to which smaller pictures are enlarged
-OLD = 600  # seconds, after which a picture is deleted
+OLD = 3600  # seconds, after which a picture is deleted
 STYLE = "img { image-rendering: pixelated }"
 
 Draw = Callable[..., str]  # see `build`

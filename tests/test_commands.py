@@ -171,6 +171,8 @@ def test_help_shows_the_defaults(command, script):
         ("explore.py pick --load_path missing.pth", "missing.pth"),
         ("explore.py walk --load_path notes.pth", "notes.pth"),
         ("explore.py walk --load_path a.zip", "a.zip"),
+        ("explore.py serve --port 70000 --load_path a.zip", "--port 70000"),
+        ("explore.py pick --load_path a.zip --image_size big", "--image_size big"),
         ("explore.py walk --load_path a.zip --output walk.jpg", "walk.jpg"),
         ("explore.py pick --load_path a.zip --output notes.pth/a.png", "notes.pth"),
         ("dataset.py", "data"),

@@ -33,6 +33,7 @@ def test_a_list_takes_seeds_and_files_in_its_order(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [("5-3", "5-3"), ("", "write it like"), ("1,,2", "write it like"), ("photo.pth", "photo.npy"),
+     ("9" * 5000, "write it like"),
      ("missing.npy", "missing.npy: No such file"), ("empty.npy", "empty.npy"),
      ("text.npy", "text.npy"), ("zip.npy", "zip.npy"), ("object.npy", "object.npy"),
      ("cut.npy", "cut.npy"), ("folder.npy", "folder.npy"), ("int.npy", "int64"),

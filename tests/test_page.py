@@ -1,4 +1,7 @@
-"""The page of explore.py serve: what it draws is what the commands draw, and it stays at home."""
+"""The page of explore.py serve: what it draws is what the commands draw, and it stays at home.
+
+Needs Gradio, and the test in a browser Playwright and a Chromium; skipped without.
+"""
 
 import os
 import re
