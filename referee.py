@@ -17,7 +17,7 @@ FALLING = "variety is falling"
 COLLAPSED = "collapsed"
 ADVICE = {
     D_WINS: "slow the discriminator by --learning_rate_d 0.0001; on a small set add --augment",
-    G_WINS: "slow the generator by --learning_rate_g 0.0001",
+    G_WINS: "slow the generator by --learning_rate_g 0.0001, or raise --learning_rate_d",
     FALLING: "an earlier checkpoint may be better, and --evaluate_every 1 keeps the best; a lower "
     "--learning_rate falls later",
     COLLAPSED: "take an earlier checkpoint, and begin anew with a lower --learning_rate, or with "
@@ -71,6 +71,9 @@ class Referee:
                 return COLLAPSED
             if self.variety < FALL * self.highest:
                 return FALLING
+        return self._winner()
+
+    def _winner(self) -> str:
         d_real, d_fake = np.mean(self.outputs, 0) if self.outputs else (0.5, 0.5)
         if d_real - d_fake > GAP:
             return D_WINS
@@ -81,8 +84,11 @@ class Referee:
         return f"{self.state} for {step - self.since:,} steps"
 
     def advice(self) -> str:
-        """Give a sentence that names a flag, or nothing while all is well."""
-        return ADVICE.get(self.state, "")
+        """Give a sentence that names a flag, or nothing while all is well.
+
+        Where one player wins that is to be mended first, whatever the pictures look like.
+        """
+        return ADVICE.get(self._winner()) or ADVICE.get(self.state, "")
 
 
 def variety(images: np.ndarray) -> float:

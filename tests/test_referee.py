@@ -43,6 +43,12 @@ def test_one_step_that_swings_is_no_victory():
     assert referee.words(1300) == f"the discriminator is winning for {1300 - referee.since:,} steps"
 
 
+def test_advice_goes_to_the_player_that_wins():
+    lost = [line(600, 0.6, 0.95, variety=0.01)]
+    referee = Referee(LOSSES["bce"], lost)
+    assert referee.state == COLLAPSED and referee.advice() == ADVICE[G_WINS]
+
+
 def test_every_advice_names_a_flag_of_train():
     from config import Config
 
