@@ -24,9 +24,9 @@ from torch import nn
 from tqdm import tqdm
 
 import atomic
-import checkpoint
 from checkpoint import CheckpointError
 from dataset import make_grid, to_image
+from export import EXPORTS, export
 from latents import parse_seeds
 from models import DRAW_BATCH, draw, sample_latents
 from opening import Opening
@@ -57,18 +57,25 @@ class Request(Opening):
         "files", None, "write the generator's weights alone to this .pth file, and no pictures",
         shown="none",
     )  # fmt: skip
+    export_onnx: str | None = setting(
+        "files", None, "write the generator to this .onnx file, and no pictures", shown="none"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.export_state_dict is not None:
-            drawing = ("num_output", "seed", "seeds", "separate", "output")
-            for name in drawing:
-                if getattr(self, name):
+        if self.exports is not None:
+            for name in (*EXPORTS, "num_output", "seed", "seeds", "separate", "output"):
+                if name != self.exports and getattr(self, name):
                     raise SettingsError(
-                        f"--{name}: --export_state_dict draws nothing; leave it out"
+                        f"--{name}: --{self.exports} writes one file alone; leave the rest out"
                     )
         if self.seeds is not None and (self.num_output, self.seed) != (None, None):
             raise SettingsError("--seeds says it all: leave out --seed and --num_output")
+
+    @property
+    def exports(self) -> str | None:
+        """The flag that asks for another file than pictures, one of EXPORTS."""
+        return next((flag for flag in EXPORTS if getattr(self, flag) is not None), None)
 
     def seed_ranges(self) -> list[range]:
         """Give the seeds as ranges, in the order asked for.
@@ -91,8 +98,9 @@ def generate(request: Request) -> Path:
     ranges = request.seed_ranges()
     count = sum(seeds.stop - seeds.start for seeds in ranges)
     generator = request.open_generator()
-    if request.export_state_dict is not None:
-        return export(generator, Path(request.export_state_dict), Path(request.load_path))
+    if request.exports is not None:
+        output = Path(getattr(request, request.exports))
+        return export(generator, request.exports, output, Path(request.load_path))
     default = "samples/generated" if request.separate else "samples/generated.png"
     output = Path(request.output or default)
     check_writable(output if request.separate else output.parent)
@@ -116,26 +124,6 @@ def generate(request: Request) -> Path:
             with atomic.writing(output) as file:
                 make_grid(np.concatenate(batches)).save(file, "PNG")
     print(f"Wrote {count:,} pictures to {output}")
-    return output
-
-
-def export(generator: nn.Module, output: Path, source: Path) -> Path:
-    """Write a generator's state dict alone, as other programs save theirs.
-
-    At the default settings of train.py it is one that the PyTorch DCGAN example loads.
-
-    Raises:
-        SettingsError: `output` is no .pth file, is `source`, or can't be written.
-    """
-    if output.suffix.lower() not in (".pth", ".pt") or output.is_dir():
-        raise SettingsError(f"--export_state_dict {output}: must be a .pth file")
-    if output.exists() and output.samefile(source):
-        raise SettingsError(f"--export_state_dict {output}: is the checkpoint itself")
-    check_writable(output.parent)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    state = generator.state_dict()
-    checkpoint.write(output, {name: state[name].cpu().contiguous() for name in state})
-    print(f"Wrote the generator's weights to {output}")
     return output
 
 

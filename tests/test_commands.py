@@ -1,5 +1,6 @@
 """The README is true: its commands run, its Python runs, its table of flags is the parser's."""
 
+import json
 import os
 import re
 import runpy
@@ -89,9 +90,27 @@ def test_the_readmes_commands_run_in_their_order(clone):
 
 def test_the_readmes_python_runs(clone):
     code = "\n".join(blocks("python")).replace("epochs=40", "steps=2, features=4, device='cpu'")
-    code += "\nprint(images.shape, images.dtype)"
+    code += "\nprint(images.shape, images.dtype, *x.shape)"
     (clone / "cell.py").write_text(code)
-    assert "(3, 32, 32, 1) uint8" in run(["python", "cell.py"], clone).stdout
+    assert "(3, 32, 32, 1) uint8 16 1 32 32" in run(["python", "cell.py"], clone).stdout
+
+
+def test_the_notebooks_cells_run_in_their_order(clone, monkeypatch):
+    notebook = ROOT / "demo.ipynb"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    code = "\n".join("".join(cell["source"]) for cell in cells)
+    short = code.replace("epochs=50", "steps=2, device='cpu'")
+    assert short != code
+    (clone / "demo.py").write_text(short + "\nprint(type(seed), frames.shape, images.shape)")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    said = run(["python", "demo.py"], clone).stdout
+    assert "<class 'int'> (19, 64, 64, 1) (21, 64, 64, 1)" in said
+
+    # Who looks at it before running it sees the pictures of a whole run, and none of a broken one.
+    shown = [json.dumps(cell["outputs"]) for cell in cells]
+    assert sum("image/png" in outputs for outputs in shown) == 4 and "epoch 50" in "".join(shown)
+    assert '"error"' not in "".join(shown) and notebook.stat().st_size < 300_000
 
 
 def flag_rows():

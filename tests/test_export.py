@@ -1,0 +1,98 @@
+"""Generators as ONNX graphs, drawn by onnxruntime. State dicts: test_foreign_files.py."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_generator
+from strangers import Example, at_random
+
+from checkpoint import CheckpointError
+from export import export_onnx
+from generate import Request, generate
+from models import Generator, sample_latents
+from utils import SettingsError
+
+
+def own(path):
+    return write_generator(path, 3, "uniform")
+
+
+def stranger(path):
+    torch.save({"netG": at_random(Example(12, (16, 8, 6))).state_dict()}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("write", [own, stranger])
+def test_onnxruntime_draws_the_generators_pictures_for_any_batch_size(write, capsys):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = write(Path("a.pth"))
+    output = generate(Request(load_path=path, export_onnx="new/a.onnx"))
+    assert "onnxruntime draws the same" in capsys.readouterr().out
+    assert not Path("samples").exists() and list(output.parent.iterdir()) == [output]
+
+    generator = Generator.from_checkpoint(path)
+    session = onnxruntime.InferenceSession(output)
+    assert [one.name for one in session.get_inputs()] == ["z"]
+    for count in (1, 3, 64):
+        z = sample_latents(range(100, 100 + count), generator.z_dim, generator.z_dist)
+        [images] = session.run(["images"], {"z": z.numpy()})
+        with torch.no_grad():
+            expected = generator(z)
+        assert images.shape == (count, generator.channels, *generator.image_size)
+        assert expected.std() > 0.05 and abs(images - expected.numpy()).max() < 1e-4
+
+
+class Mixed(Generator):
+    """A network whose pictures depend on those that are drawn with them."""
+
+    def forward(self, z):
+        return super().forward(z - z.mean(0))
+
+
+def test_a_graph_that_draws_other_pictures_is_not_written():
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(RuntimeError, match="other pictures"):
+        export_onnx(at_random(Mixed(8, 16, 1, 16)), Path("a.onnx"))
+    assert not Path("a.onnx").exists()
+
+
+def test_without_onnxruntime_it_is_written_unchecked(monkeypatch, capsys):
+    pytest.importorskip("onnxscript")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+    assert generate(Request(load_path=own(Path("a.pth")), export_onnx="a.onnx")).exists()
+    assert "not checked" in capsys.readouterr().out
+
+
+def test_without_onnxscript_it_is_one_line_that_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    path = own(Path("a.pth"))
+    with pytest.raises(SettingsError, match="pip install onnxscript onnxruntime"):
+        generate(Request(load_path=path, export_onnx="new/a.onnx"))
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"export_onnx": "a.pt"}, "must be a .onnx file"),
+        ({"export_onnx": "folder.onnx"}, "must be a .onnx file"),
+        ({"export_onnx": "own.onnx"}, "is the checkpoint itself"),
+        ({"export_onnx": "own.onnx/a.onnx"}, "own.onnx can't be written"),
+        ({"export_onnx": "a.onnx", "export_state_dict": "a.pth"}, "--export_"),
+        ({"export_onnx": "a.onnx", "seeds": "3"}, "--seeds"),
+        ({"export_onnx": ""}, "--export_onnx"),
+    ],
+)
+def test_mistakes_are_refused_and_nothing_is_written(wrong, says):
+    own(Path("own.onnx"))
+    Path("folder.onnx").mkdir()
+    before = {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")}
+    with pytest.raises(SettingsError, match=says):
+        generate(Request(load_path="own.onnx", **wrong))
+    with pytest.raises(CheckpointError):
+        generate(Request(load_path="missing.pth", export_onnx="a.onnx"))
+    assert {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")} == before
