@@ -9,6 +9,9 @@ A training checkpoint is a dictionary of plain values and tensors, which `torch.
     pictures       how many it was trained on
     generator, discriminator, optimizer_g, optimizer_d    their state dicts
     generator_ema  that of the generator's average
+    best           of best.pth alone: its distance from real pictures, and how that was measured
+
+One to draw or to probe with, see export.py, holds but one network, its weights in half precision.
 """
 
 from __future__ import annotations
@@ -36,12 +39,12 @@ SETTINGS = {
 # torch allows, some claims gigabytes by itself, and some makes tensors that are no plain arrays.
 CALLED = {
     "collections OrderedDict", "torch._utils _rebuild_tensor_v2",
-    "torch FloatStorage", "torch LongStorage",
+    "torch FloatStorage", "torch HalfStorage", "torch LongStorage",
 }  # fmt: skip
 CALLED_ELSEWHERE = {
     "torch._utils _rebuild_tensor", "torch._utils _rebuild_parameter", "torch Size", "torch device",
-    "torch DoubleStorage", "torch HalfStorage", "torch BFloat16Storage", "torch IntStorage",
-    "torch ShortStorage", "torch CharStorage", "torch ByteStorage", "torch BoolStorage",
+    "torch DoubleStorage", "torch BFloat16Storage", "torch IntStorage", "torch ShortStorage",
+    "torch CharStorage", "torch ByteStorage", "torch BoolStorage",
 }  # fmt: skip
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of PyTorch before 1.6 begin
 

@@ -53,6 +53,10 @@ class Request(Opening):
         "files", None, "the PNG, or with --separate the folder",
         shown="samples/generated.png, samples/generated",
     )  # fmt: skip
+    export_checkpoint: str | None = setting(
+        "files", None, "write the networks to this .pth file and one beside it, small, to pass on",
+        shown="none",
+    )  # fmt: skip
     export_state_dict: str | None = setting(
         "files", None, "write the generator's weights alone to this .pth file, and no pictures",
         shown="none",

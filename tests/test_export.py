@@ -1,4 +1,4 @@
-"""Generators as ONNX graphs, drawn by onnxruntime. State dicts: test_foreign_files.py."""
+"""Networks as small checkpoints and ONNX graphs. State dicts: test_foreign_files.py."""
 
 import sys
 from pathlib import Path
@@ -9,9 +9,11 @@ from conftest import write_generator
 from strangers import Example, at_random
 
 from checkpoint import CheckpointError
+from dataset import to_image
 from export import export_onnx
 from generate import Request, generate
-from models import Generator, sample_latents
+from models import Discriminator, Generator, draw, sample_latents
+from train import Config, train
 from utils import SettingsError
 
 
@@ -56,7 +58,7 @@ def test_a_graph_that_draws_other_pictures_is_not_written():
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     with pytest.raises(RuntimeError, match="other pictures"):
-        export_onnx(at_random(Mixed(8, 16, 1, 16)), Path("a.onnx"))
+        export_onnx(at_random(Mixed(8, 16, 1, 16)), Path("a.onnx"), Path("a.pth"))
     assert not Path("a.onnx").exists()
 
 
@@ -96,3 +98,28 @@ def test_mistakes_are_refused_and_nothing_is_written(wrong, says):
     with pytest.raises(CheckpointError):
         generate(Request(load_path="missing.pth", export_onnx="a.onnx"))
     assert {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")} == before
+
+
+def test_a_small_checkpoint_draws_and_discriminates_as_the_large_one(small):
+    last = train(Config(**small))
+    output = generate(Request(load_path=str(last), export_checkpoint="new/cats.pth"))
+    beside = output.with_name("cats_discriminator.pth")
+    assert sorted(output.parent.iterdir()) == [output, beside]
+    kept = torch.load(output, weights_only=True)
+    assert kept.keys() == {"format", "config", "epoch", "step", "generator"}
+
+    z = sample_latents(range(8), 8)
+    images = [to_image(draw(Generator.from_checkpoint(path), z)) for path in (last, output)]
+    assert abs(images[0].astype(int) - images[1]).max() <= 1
+    x = torch.rand(4, 3, 16, 16) * 2 - 1
+    logits = [Discriminator.from_checkpoint(path)(x) for path in (last, beside)]
+    assert torch.allclose(*logits, atol=1e-2)
+    with pytest.raises(CheckpointError, match="can't be trained further"):
+        train(Config(resume=str(output), name="further", epochs=3))
+
+
+def test_a_small_checkpoint_of_a_strangers_network_is_refused():
+    path = stranger(Path("a.pth"))
+    with pytest.raises(CheckpointError, match=r"no checkpoint of train\.py"):
+        generate(Request(load_path=path, export_checkpoint="b.pth"))
+    assert not Path("b.pth").exists()
