@@ -16,7 +16,8 @@ G_WINS = "the generator is winning"
 FALLING = "variety is falling"
 COLLAPSED = "collapsed"
 ADVICE = {
-    D_WINS: "slow the discriminator by --learning_rate_d 0.0001; on a small set add --augment",
+    D_WINS: "slow the discriminator by --learning_rate_d 0.0001, or leave --loss at bce; on a "
+    "small set add --augment",
     G_WINS: "slow the generator by --learning_rate_g 0.0001, or raise --learning_rate_d",
     FALLING: "an earlier checkpoint may be better, and --evaluate_every 1 keeps the best; a lower "
     "--learning_rate falls later",
@@ -29,7 +30,7 @@ ADVICE = {
 WINDOW = 10  # log lines whose mean is judged, as single steps swing
 GAP = 0.9  # D(x) - D(G(z)) beyond which the discriminator wins
 FOOLED = 0.6  # D(G(z)) beyond which the generator does
-FALL = 0.7  # of the highest variety so far
+FALL = 0.6  # of the highest variety so far
 NONE_LEFT = 0.3  # of the real pictures' variety
 BEGUN = 500  # steps; before them pictures are grey, and their variety says nothing
 
