@@ -146,18 +146,19 @@ def untrained(network: Discriminator, seed: int) -> Discriminator:
 
 
 @torch.no_grad()
+@torch.no_grad()
 def recalibrate(network: nn.Module, stream: Iterable[Tensor]) -> None:
-    """Give batch norm the mean of the statistics that it meets in batches x (N, C, H, W).
+    """Give batch norm the mean of the statistics that it meets in batches of inputs.
 
-    The authors' code does so with the training pictures. A checkpoint's running averages are those
-    of real and generated ones.
+    The authors' code does so to a discriminator with the training pictures: the running averages
+    of its training are those of real and generated ones.
     """
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None  # all batches count alike
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None  # all batches count alike
     network.train()
-    for x in stream:
+    for x in stream if norms else ():
         network(x)
     network.eval()
 

@@ -89,20 +89,14 @@ def _seen(x: Tensor, chances: Tensor | None, look: int) -> Tensor:
 
 @torch.no_grad()
 def follow(average: nn.Module, network: nn.Module, step: int, decay: float) -> None:
-    """Move the weights and statistics of `average` towards those of `network`, after its `step`.
+    """Move the weights of `average` towards those of `network`, after its `step`.
 
     They are an exponential moving average, whose decay rises to `decay` with the first steps: the
-    random start would stay in it for long.
+    random start would stay in it for long. Batch norm's statistics are not averaged: those of the
+    averaged weights are others, and are taken when it draws.
     """
     decay = min(decay, step / (step + 9))
-    pairs = zip(average.state_dict().values(), network.state_dict().values(), strict=True)
-    floats = []
-    for kept, new in pairs:
-        if kept.is_floating_point():
-            floats.append((kept, new))
-        else:
-            kept.copy_(new)  # batch norm's counter
-    get_ema_multi_avg_fn(decay)(*map(list, zip(*floats, strict=True)), None)
+    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(network.parameters()), None)
 
 
 def make_networks(config: Config) -> tuple[Generator, Discriminator]:
@@ -122,6 +116,8 @@ def make_players(config: Config, device: torch.device) -> Players:
     """Make networks and optimizers; the weights follow from the seed alone, on every device."""
     torch.manual_seed(config.seed)
     generator, discriminator = make_networks(config)
+    average = copy.deepcopy(generator).requires_grad_(False)
+    average.to(device, memory_format=torch.channels_last)
     optimizers = []
     for network, rate in (
         (generator, config.learning_rate_g), (discriminator, config.learning_rate_d),
@@ -139,7 +135,6 @@ def make_players(config: Config, device: torch.device) -> Players:
             capturable=device.type == "cuda",  # its steps may be part of a CUDA graph
         )
         optimizers.append(optimizer)
-    average = copy.deepcopy(generator).requires_grad_(False)
     return Players(generator, discriminator, *optimizers, average)
 
 

@@ -16,15 +16,17 @@ from tqdm import tqdm
 import checkpoint
 from best import Best
 from config import Config
-from dataset import to_image
+from dataset import random_at, to_device, to_image
+from features import recalibrate
 from game import METRICS, Players, tensors_in
 from losses import LOSSES
-from models import draw, sample_latents
+from models import DRAW_BATCH, draw, draw_latents, sample_latents
 from record import Record, prune, real_grid
 from referee import COLLAPSED, Referee, variety
 from utils import warn
 
 PATIENCE = 500  # steps that the game goes badly before that is worth a warning
+SETTLING = 128  # pictures that batch norm takes its statistics from
 GRID_SEEDS = range(64)  # the latents of every sample grid, those that generate.py draws by default
 
 
@@ -87,6 +89,9 @@ class Keeper:
         self.record, self.best, self.interrupted = record, best, interrupted
         self.pictures = len(images)
         self.real_variety = variety(real_grid(images))
+        random = random_at(config.seed, "statistics", 0)
+        z = draw_latents(random, SETTLING, config.z_dim, config.z_dist)
+        self.latents = to_device(z, next(players.generator.parameters()).device)
         self.referee = Referee(LOSSES[config.loss], record.entries())
         self.advised = -1  # the beginning of the last stretch that was advised on
         self.began = self.clock = time.perf_counter()
@@ -118,6 +123,8 @@ class Keeper:
         self.logged = step
 
         # All that may find numbers that are not finite comes before the first write.
+        if due.grid:
+            self.settle()
         grid = self.draw_grid(step) if due.grid else None
         if due.variety and self.real_variety:
             values["variety"] = round(variety(grid) / self.real_variety, 4)
@@ -159,6 +166,13 @@ class Keeper:
                 f"best: step {best.step:,}, {best.network.frechet} {best.value:.1f} "
                 f"(floor {best.floor:.1f}), {best.path}"
             )
+
+    def settle(self) -> None:
+        """Give the average's batch norm the statistics of the pictures that it draws itself.
+
+        They follow from its weights alone, whenever they are taken.
+        """
+        recalibrate(self.players.generator_ema, self.latents.split(DRAW_BATCH))
 
     def draw_grid(self, step: int) -> np.ndarray:
         """Draw the pictures (64, H, W, C) uint8 of the sample grid."""

@@ -54,8 +54,8 @@ MAY_IMPORT = {
         "checkpoint", "config", "dataset", "features", "metrics", "models", "sources", "utils"
     },
     "keeper": {
-        "best", "checkpoint", "config", "dataset", "game", "losses", "models", "record", "referee",
-        "utils",
+        "best", "checkpoint", "config", "dataset", "features", "game", "losses", "models",
+        "record", "referee", "utils",
     },
     "record": {
         "animation", "atomic", "checkpoint", "config", "dataset", "pictures", "ranks", "utils"

@@ -1,4 +1,4 @@
-"""The README is true: its commands run, its Python runs, its table of flags is the parser's."""
+"""README and docs are true: commands run, Python runs, the table of flags is the parser's."""
 
 import json
 import os
@@ -22,16 +22,17 @@ from train import Config
 from utils import shown_default
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 SMALL = ["--steps", "2", "--features", "4", "--batch_size", "16", "--device", "cpu"]
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
 def commands():
-    """Give the README's commands, pip and pytest left out, each as a list of words."""
+    """Give the pages' commands, pip and pytest left out, each as a list of words."""
     lines = [part for block in blocks("bash") for line in block.splitlines()
              for part in line.split("&&")]  # fmt: skip
     words = [shlex.split(line, comments=True) for line in lines]
@@ -40,10 +41,11 @@ def commands():
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A copy of the scripts, with the data that the README speaks of."""
+    """A copy of the scripts, with the data that the pages speak of."""
     folder = tmp_path_factory.mktemp("clone")
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
+    shutil.copytree(ROOT / "settings", folder / "settings")
     cats = write_pictures(folder / "path" / "to" / "cats", 40)
     with zipfile.ZipFile(folder / "celeba.zip", "w") as archive:
         for path in sorted(cats.iterdir()):
@@ -69,7 +71,7 @@ def run(command, folder):
     return done
 
 
-def test_the_readmes_commands_run_in_their_order(clone):
+def test_the_pages_commands_run_in_their_order(clone):
     """Shortened by steps, and by width where a run does not take it from a checkpoint."""
     assert len(commands()) >= 10
     for command in commands():
@@ -88,7 +90,7 @@ def test_the_readmes_commands_run_in_their_order(clone):
     assert Image.open(clone / "samples" / "celeba" / "real.png").size[0] % 66 == 2
 
 
-def test_the_readmes_python_runs(clone):
+def test_the_pages_python_runs(clone):
     code = "\n".join(blocks("python")).replace("epochs=40", "steps=2, features=4, device='cpu'")
     code += "\nprint(images.shape, images.dtype, *x.shape)"
     (clone / "cell.py").write_text(code)
@@ -114,7 +116,7 @@ def test_the_notebooks_cells_run_in_their_order(clone, monkeypatch):
 
 
 def flag_rows():
-    """Give the README's table of flags, written from the settings themselves."""
+    """Give the table of flags, written from the settings themselves."""
     group, rows = None, []
     for field in fields(Config):
         heading = field.metadata["group"]
@@ -129,8 +131,8 @@ def flag_rows():
     return "\n".join(rows)
 
 
-def test_the_readmes_table_of_flags_is_the_parsers():
-    table = re.search(r"<!-- flags of train.py -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
+def test_the_table_of_flags_is_the_parsers():
+    table = re.search(r"<!-- flags of train.py -->\n(.*?)\n<!-- end -->", TEXT, re.DOTALL)
     assert table and table[1].strip() == flag_rows()
 
 
@@ -220,3 +222,10 @@ def test_a_log_file_has_no_progress_bar(clone, tmp_path):
     done = run(arguments, tmp_path)
     assert "\r" not in done.stdout + done.stderr and not done.stderr
     assert "loss_d" in done.stdout
+
+
+def test_every_link_leads_somewhere():
+    for page in PAGES:
+        links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        for link in links:
+            assert link.startswith("https://") or (page.parent / link).exists(), (page.name, link)

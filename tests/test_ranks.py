@@ -76,11 +76,11 @@ def test_two_ranks_equal_one_and_a_run_may_change_their_number():
     assert len(list(Path("cache").iterdir())) == 1
 
 
-def test_the_readmes_command_for_two_machines():
+def test_the_documented_command_for_two_machines():
     """Both of them are this one, with a rank each."""
     write_pictures(Path("path", "to", "cats"), 20)
-    readme = (ROOT / "README.md").read_text("utf-8")
-    line = re.search(r"^torchrun --nnodes 2 .*$", readme, re.MULTILINE)[0]
+    page = (ROOT / "docs" / "training.md").read_text("utf-8")
+    line = re.search(r"^torchrun --nnodes 2 .*$", page, re.MULTILINE)[0]
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]

@@ -13,6 +13,7 @@ import checkpoint
 import referee
 from checkpoint import CheckpointError
 from dataset import DataError
+from models import Generator, sample_latents
 from train import Collapsed, Config, train
 from utils import SettingsError
 
@@ -107,6 +108,18 @@ def test_drawing_a_grid_in_between_changes_nothing(small):
     often = checkpoint.load(train(Config(**small, name="often", sample_every=1)))
     never = checkpoint.load(train(Config(**small, name="never", sample_every=1000)))
     assert all(same(often[state], never[state]) for state in STATES)
+
+
+def test_the_average_draws_with_the_statistics_of_its_own_pictures(small):
+    last = train(Config(**small, ema=0.9, learning_rate=0.01))
+    generator = Generator.from_checkpoint(last)
+    maps = generator.main[:4](sample_latents(range(2000), 8).view(-1, 8, 1, 1))  # up to a norm
+    norm = generator.main[4]
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+    assert torch.allclose(norm.running_mean, maps.mean((0, 2, 3)), atol=0.2 * maps.std().item())
+    assert torch.allclose(norm.running_var, maps.var((0, 2, 3)), rtol=0.4)
+    follows = checkpoint.load(last)["generator"]["main.4.running_var"]
+    assert not torch.allclose(norm.running_var, follows, rtol=0.01)
 
 
 def test_a_run_is_never_overwritten(small):
