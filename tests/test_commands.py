@@ -22,7 +22,9 @@ from train import Config
 from utils import shown_default
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRAINING = ROOT / "docs" / "training.md"  # whose checkpoints the other pages speak of
+OTHERS = sorted(set((ROOT / "docs").glob("*.md")) - {TRAINING})
+PAGES = [ROOT / "README.md", TRAINING, *OTHERS]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 SMALL = ["--steps", "2", "--features", "4", "--batch_size", "16", "--device", "cpu"]
 
