@@ -150,6 +150,16 @@ def test_few_steps_are_warned_of(small, capsys):
     assert "few" not in capsys.readouterr().err
 
 
+def test_small_sets_are_advised_on(small, capsys):
+    train(Config(**small, steps=1, name="plain"))
+    assert "20 pictures are a small set: --mirror and --augment" in capsys.readouterr().out
+    train(Config(**small, steps=1, name="mirrored", mirror=True))
+    assert "small set: --augment may" in capsys.readouterr().out
+    train(Config(**small | {"data": "digits"}, steps=1, name="digits"))
+    train(Config(**small, steps=1, name="both", mirror=True, augment=True))
+    assert "small set" not in capsys.readouterr().out
+
+
 def test_resume_with_nothing_saved_starts_anew_and_says_so(small, capsys):
     assert checkpoint.load(train(Config(**small, steps=1, resume="last")))["step"] == 1
     assert "starting anew" in capsys.readouterr().out
