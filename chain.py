@@ -203,7 +203,7 @@ def _fits(block: Block, chain: list[Step], kind: str) -> Iterator[Step]:
             if kind == "generator" or (takes in PICTURES and not is_linear):
                 yield step
         elif was_linear and is_linear:
-            if kind == "generator" and takes == before.gives:
+            if takes == before.gives:
                 yield step
         elif was_linear:  # a generator's, whose values become a map
             norm_width = takes if before.norm is None else before.norm.shape[0]

@@ -19,6 +19,7 @@ from __future__ import annotations
 import io
 import pickletools
 import re
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,11 +47,28 @@ CALLED_ELSEWHERE = {
     "torch DoubleStorage", "torch BFloat16Storage", "torch IntStorage", "torch ShortStorage",
     "torch CharStorage", "torch ByteStorage", "torch BoolStorage",
 }  # fmt: skip
+# What does nothing but hold or copy, of Python's own and torch's.
+HARMLESS = {
+    "argparse Namespace", "pathlib PosixPath", "pathlib WindowsPath", "_codecs encode",
+    "__builtin__ set", "builtins set", "torch float32", "torch float16", "torch bfloat16",
+}  # fmt: skip
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of PyTorch before 1.6 begin
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line that names the file."""
+
+
+class Blank:
+    """Stands for whatever else a file makes, which is not run: it takes all and keeps its state."""
+
+    state: Any = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Blank:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
 def save(path: str | Path, contents: Mapping[str, Any]) -> None:
@@ -90,6 +108,8 @@ def is_ours(contents: Any) -> bool:
 def read(path: str | Path) -> Any:
     """Read what a file of any program's weights holds onto the CPU, without running it.
 
+    Other programs' objects, and functions that made such, are each a `Blank`.
+
     Raises:
         CheckpointError: missing, a folder, damaged, or more than weights and plain values.
     """
@@ -107,15 +127,19 @@ def read(path: str | Path) -> Any:
         except Exception as error:  # what is no archive makes zipfile raise nearly anything
             raise CheckpointError(f"{path} is no checkpoint, or is cut short") from error
     unknown = called - CALLED - CALLED_ELSEWHERE
-    if unknown:
+    barred = [name for name in unknown - HARMLESS if _acts(name)]
+    if barred:
         raise CheckpointError(
-            f"{path} holds more than weights, which is not run: it calls {min(unknown)!r}; a file "
+            f"{path} holds more than weights, which is not run: it calls {min(barred)!r}; a file "
             "of the network's state_dict() alone would open"
         )
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(Blank, n.replace(" ", ".")) for n in unknown]):
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no common class for what it cannot read
         reason = first_line(error)
+        if unknown:  # torch would advise to run it
+            reason = "it holds more than the network's state_dict(), which would open alone"
         raise CheckpointError(f"{path} is no checkpoint that can be read: {reason}") from error
     if is_ours(contents) and not called <= CALLED:
         raise CheckpointError(
@@ -194,6 +218,13 @@ def _called(pickled: bytes | IO[bytes]) -> set[str]:
     """Give the functions and classes, as "module name", that a pickle calls, up to its end."""
     codes = pickletools.genops(pickled)
     return {argument for code, argument, _ in codes if code.name == "GLOBAL"}
+
+
+def _acts(name: str) -> bool:
+    """Tell whether a "module name" is Python's or torch's own, which no network's state is."""
+    root = name.split()[0].partition(".")[0]
+    is_module = name.startswith(("torch.nn.modules.", "torch.nn.parallel."))
+    return root in {*sys.stdlib_module_names, "__builtin__", "torch"} and not is_module
 
 
 def check_weights(

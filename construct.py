@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
@@ -13,37 +14,73 @@ from chain import ForeignError, Layer, Step
 from strides import SIDES, Kernel, Manner, Size, settle
 
 SLOPE = 0.2  # of leaky ReLU, section 4 of the paper
+ACTIVATIONS: dict[str, float | type[nn.Module]] = {  # a leaky ReLU's slope, or what is none
+    "relu": nn.ReLU,
+    "leaky_relu": SLOPE,
+    "leaky_relu_0.01": 0.01,
+    "leaky_relu_0.1": 0.1,
+    "leaky_relu_0.3": 0.3,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+}
 MOST_VALUES = 1 << 22  # of a picture's largest map: 1 GB for a batch
 
 
-def build_generator(chain: list[Step], activation: str, image_size: Size | None) -> nn.Sequential:
+@dataclass(frozen=True)
+class Habits:
+    """What no shape tells of a generator, as most are.
+
+    Args:
+        activation: one of ACTIVATIONS.
+        norm_last: batch norm comes after the activation.
+        bare_start: no activation stands between the linear layer and the first convolution.
+        eps: of the convolutions' batch norms. `BatchNorm2d(64, 0.8)`, meant for the momentum, is
+            as common as it is wrong.
+    """
+
+    activation: str = "relu"
+    norm_last: bool = False
+    bare_start: bool = False
+    eps: float = 1e-5
+
+
+def build_generator(chain: list[Step], habits: Habits, image_size: Size | None) -> nn.Sequential:
     """Build a generator: `input` gives latents the shape that `main`, a flat chain, begins with."""
     linears = [step for step in chain if step.is_linear]
     kernels = chain[len(linears) :]
     channels = kernels[-1].gives
     starts = _rectangles(linears[-1].gives // kernels[0].takes) if linears else [(1, 1)]
-    manners, maps = _settled(kernels, starts, channels, image_size)
+    rooms = [_room(*pair) for pair in pairwise(chain)][-len(kernels) :]
+    if linears:  # an activation, or what upsamples
+        rooms[0] = None if rooms[0] == 1 else rooms[0]
+    else:
+        rooms.insert(0, None)
+    manners, maps = _settled(kernels, starts, channels, image_size, rooms=rooms)
+    kind = ACTIVATIONS[habits.activation]
 
     def activate() -> nn.Module:
-        return nn.ReLU() if activation == "relu" else nn.LeakyReLU(SLOPE)
+        return nn.LeakyReLU(kind) if isinstance(kind, float) else kind()
 
     layers: list[nn.Module] = []
     for step in linears:
-        layers += [_linear(step)]
-        reshape = nn.Unflatten(1, (kernels[0].takes, *maps[0]))
         is_last = step is linears[-1]
-        if step.norm is not None and step.norm.shape[0] == step.gives:
-            layers += [_norm(step.norm, nn.BatchNorm1d)]
-            layers += [reshape] * is_last
+        bare = habits.bare_start or _room(step, kernels[0]) == manners[0].upsample - 1
+        active = [] if is_last and bare else [activate()]
+        reshape = [nn.Unflatten(1, (kernels[0].takes, *maps[0]))] * is_last
+        layers.append(_linear(step))
+        if step.norm is None or step.norm.shape[0] == step.gives:
+            norm = [_norm(step.norm, nn.BatchNorm1d)] if step.norm else []
+            layers += [*_in_order(step, norm, active, habits), *reshape]
         else:
-            layers += [reshape] * is_last
-            layers += [_norm(step.norm)] if step.norm else []
-        if not (is_last and _nothing_between(step, kernels[0])):
-            layers.append(activate())
+            layers += [*reshape, _norm(step.norm), *active]
     for step, manner in zip(kernels, manners, strict=True):
+        layers += [nn.Upsample(scale_factor=2)] * (manner.upsample == 2)
         layers.append(_convolution(step, manner))
-        layers += [_norm(step.norm)] if step.norm else []
-        layers.append(nn.Tanh() if step is kernels[-1] else activate())
+        norm = [_norm(step.norm, eps=habits.eps)] if step.norm else []
+        if step is kernels[-1]:
+            layers += [*norm, nn.Tanh()]
+        else:
+            layers += _in_order(step, norm, [activate()], habits)
     z_dim = chain[0].takes
     z_shape = nn.Sequential(nn.Flatten(), *([] if linears else [nn.Unflatten(1, (z_dim, 1, 1))]))
     network = nn.Sequential()
@@ -63,10 +100,15 @@ def build_discriminator(chain: list[Step], image_size: Size | None) -> nn.Sequen
     layers: list[nn.Module] = []
     for step, manner in zip(kernels, manners[::-1], strict=True):
         layers.append(_convolution(step, manner))
-        layers += [_norm(step.norm)] if step.norm else []
-        layers.append(nn.LeakyReLU(SLOPE))
+        norm = [_norm(step.norm)] if step.norm else []
+        layers += _in_order(step, norm, [nn.LeakyReLU(SLOPE)])
     if linears:
-        layers.append(nn.Sequential(nn.Flatten(), *map(_linear, linears)))
+        head: list[nn.Module] = [nn.Flatten()]
+        for step in linears:
+            norm = [_norm(step.norm, nn.BatchNorm1d)] if step.norm else []
+            active = [nn.LeakyReLU(SLOPE)] * (step is not linears[-1])
+            head += [_linear(step), *_in_order(step, norm, active)]
+        layers.append(nn.Sequential(*head))
     else:
         *layers, logit, _ = layers
         layers.append(logit)
@@ -81,6 +123,7 @@ def _settled(
     channels: int,
     image_size: Size | None,
     backwards: bool = False,
+    rooms: Sequence[int | None] = (),
 ) -> tuple[list[Manner], list[Size]]:
     """Find strides, see `strides.settle`, and refuse maps that no memory would hold.
 
@@ -88,7 +131,7 @@ def _settled(
         ForeignError: there are none, or only with such maps.
     """
     shapes = [Kernel(step.layer.shape[2:], step.transposed or backwards) for step in kernels]
-    settled = settle(shapes, starts, channels, image_size, backwards)
+    settled = settle(shapes, starts, channels, image_size, backwards, rooms)
     if settled is None:
         sizes = ", ".join(f"{height}x{width}" for (height, width), _ in shapes)
         wanted = "{}x{}".format(*image_size) if image_size else f"{SIDES[0]} to {SIDES[-1]}"
@@ -108,16 +151,29 @@ def _rectangles(area: int) -> list[Size]:
     return sorted(sizes, key=lambda size: (abs(size[0] - size[1]), size))
 
 
-def _nothing_between(linear: Step, kernel: Step) -> bool:
-    """Tell whether the numbers of an nn.Sequential leave no room for an activation.
-
-    Between a linear layer and a convolution in one there must be what reshapes.
-    """
-    names = [linear.layer.name.rpartition("."), kernel.layer.name.rpartition(".")]
+def _between(before: Layer, after: Layer) -> int | None:
+    """Count the layers without weights between two, if both have numbers in one nn.Sequential."""
+    names = [layer.name.rpartition(".") for layer in (before, after)]
     if names[0][0] != names[1][0] or not all(name[2].isdecimal() for name in names):
-        return False
-    own = linear.norm is not None and linear.norm.name.rpartition(".")[0] == names[0][0]
-    return int(names[1][2]) - int(names[0][2]) - own == 2
+        return None
+    return int(names[1][2]) - int(names[0][2]) - 1
+
+
+def _room(step: Step, after: Step) -> int | None:
+    """Count what may be activations and upsampling between two steps, as `_between`."""
+    is_flat = step.norm is None or step.norm.shape[0] == step.gives
+    reshapes = step.is_linear and is_flat and not after.is_linear
+    count = _between(step.norm or step.layer, after.layer)
+    return count if count is None else count - reshapes
+
+
+def _in_order(
+    step: Step, norm: list[nn.Module], active: list[nn.Module], habits: Habits | None = None
+) -> list[nn.Module]:
+    """Put a step's batch norm before its activation, or after where numbers or `habits` say so."""
+    count = step.norm and _between(step.layer, step.norm)
+    last = bool(count) if count is not None else habits is not None and habits.norm_last
+    return [*active, *norm] if last else [*norm, *active]
 
 
 def _convolution(step: Step, manner: Manner) -> nn.Module:
@@ -135,9 +191,9 @@ def _linear(step: Step) -> nn.Module:
     return _filled(layer, step.layer, weight=_weight(step.layer))
 
 
-def _norm(norm: Layer, kind: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
+def _norm(norm: Layer, kind: type[nn.Module] = nn.BatchNorm2d, eps: float = 1e-5) -> nn.Module:
     with torch.device("meta"):
-        layer = kind(norm.shape[0], affine="weight" in norm.tensors)
+        layer = kind(norm.shape[0], eps, affine="weight" in norm.tensors)
     return _filled(layer, norm, num_batches_tracked=torch.tensor(0))
 
 

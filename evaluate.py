@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import atomic
 from checkpoint import CheckpointError
+from construct import ACTIVATIONS
 from dataset import load, parse_size, random_at
 from features import (
     NETWORKS,
@@ -85,7 +86,7 @@ class Request:
     activation: str | None = setting(
         "pictures", None, "of another program's generator",
         shown="as batch norm tells, or relu",
-        choices=("relu", "leaky_relu"),
+        choices=tuple(ACTIVATIONS),
     )  # fmt: skip
     z_dist: str | None = setting(
         "pictures", None, "another program's z, from N(0, 1) or U(-1, 1)",

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from chain import ForeignError, Step, understand
-from construct import SLOPE, build_discriminator, build_generator
+from checkpoint import Blank
+from construct import ACTIVATIONS, SLOPE, Habits, build_discriminator, build_generator
 from remembered import misfit
 from strides import Size
 
@@ -46,7 +48,7 @@ def open_network(
     Args:
         contents: state dicts in any nest of dictionaries and lists.
         average: take a moving average of the weights, if one lies there too.
-        activation: of a generator, "relu" or "leaky_relu"; else what batch norm remembers.
+        activation: of a generator, one of ACTIVATIONS; else what batch norm remembers.
         image_size: (height, width) of its pictures; else the likeliest that the kernels give.
         z_dist: the distribution of its latents, "normal" or "uniform"; else the same.
 
@@ -86,25 +88,41 @@ def _likeliest(
 
     Gives notes of what these are, and how that is known, beside it.
     """
-    networks = {
-        name: build_generator(chain, name, image_size)
-        for name in ([activation] if activation else ["relu", "leaky_relu"])
-    }
-    misfits = {
-        (name, distribution): misfit(network, distribution)
-        for distribution in ([z_dist] if z_dist else ["normal", "uniform"])
-        for name, network in networks.items()
-    }
-    usual, best = next(iter(misfits)), min(misfits, key=misfits.__getitem__)
-    told = misfits[best] < EXPLAINED
-    if not told or misfits[best] > CLEARLY * misfits[usual]:
-        best = usual
-    name, distribution = best
-    network = networks[name]
-    network.z_dist = distribution
+    usual = Habits(activation or "relu"), z_dist or "normal"
+    others: list[tuple[str, Sequence[Any]]] = [
+        ("activation", () if activation else tuple(ACTIVATIONS)),
+        ("norm_last", (False, True)),
+        ("bare_start", (False, True) if chain[0].is_linear else ()),
+        ("z_dist", () if z_dist else ("normal", "uniform")),
+        ("eps", (1e-5, 0.8)),
+    ]
+    network = build_generator(chain, usual[0], image_size)
+    best, least = usual, misfit(network, usual[1])
+    rounds, before = 2 * (least < float("inf")), None  # a second, as each may hide another
+    while rounds and before != best:
+        rounds, before = rounds - 1, best
+        for field, value in ((field, value) for field, values in others for value in values):
+            habits, z = best
+            if field == "z_dist":
+                z = value
+            else:
+                habits = replace(habits, **{field: value})
+            if (habits, z) == best:
+                continue
+            tried = build_generator(chain, habits, image_size)
+            distance = misfit(tried, z)
+            if distance < CLEARLY * least:
+                network, best, least = tried, (habits, z), distance
+    told = least < EXPLAINED
+    if not told:
+        best, network = usual, build_generator(chain, usual[0], image_size)
+    habits, network.z_dist = best
     how = "as batch norm remembers" if told else "assumed"
-    notes = [f"--activation {name} {how}"] * (not activation)
-    notes += [f"--z_dist {distribution} {how}"] * (not z_dist)
+    notes = [f"--activation {habits.activation} {how}"] * (not activation)
+    notes += [f"--z_dist {network.z_dist} {how}"] * (not z_dist)
+    notes += ["batch norm after it"] * habits.norm_last
+    notes += ["none after the linear layer"] * habits.bare_start
+    notes += [f"batch norm's eps {habits.eps}"] * (habits.eps != usual[0].eps)
     return network, [*notes, "tanh at the end assumed"]
 
 
@@ -133,9 +151,13 @@ def _states(contents: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
     seen: set[int] = set()
 
     def walk(value: Any, place: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        if id(value) in seen or depth > DEEPEST or not isinstance(value, Mapping | list | tuple):
+        if id(value) in seen or depth > DEEPEST:
             return
         seen.add(id(value))
+        if isinstance(value, Blank):
+            value = _of_module(value, seen) or value.state
+        if not isinstance(value, Mapping | list | tuple):
+            return
         if not isinstance(value, Mapping):
             value = dict(enumerate(value))
         if {"state", "param_groups"} <= value.keys():
@@ -152,6 +174,21 @@ def _states(contents: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
             yield from walk(inner, f"{place}.{name}" if place else str(name), depth + 1)
 
     yield from walk(contents, "", 0)
+
+
+def _of_module(module: Blank, seen: set[int], depth: int = 0) -> dict[str, Any]:
+    """Give the tensors of a module that was pickled whole by the names of its state dict."""
+    state = module.state if isinstance(module.state, dict) else {}
+    parts = {name: state.get(name) for name in ("_parameters", "_buffers", "_modules")}
+    if depth > DEEPEST or not all(isinstance(part, dict) for part in parts.values()):
+        return {}
+    tensors = {**parts["_parameters"], **parts["_buffers"]}
+    for name, inner in parts["_modules"].items():
+        if isinstance(inner, Blank) and id(inner) not in seen:
+            seen.add(id(inner))
+            found = _of_module(inner, seen, depth + 1)
+            tensors |= {f"{name}.{key}": tensor for key, tensor in found.items()}
+    return tensors
 
 
 def _networks(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from construct import ACTIVATIONS
 from dataset import parse_size
 from models import Generator
 from utils import REQUIRED, check_settings, pick_device, setting
@@ -23,7 +24,7 @@ class Opening:
     no_ema: bool = setting("pictures", False, "the last step's weights, not their average")
     activation: str | None = setting(
         "another program's checkpoint", None, "of its generator",
-        shown="as batch norm tells, or relu", choices=("relu", "leaky_relu"),
+        shown="as batch norm tells, or relu", choices=tuple(ACTIVATIONS),
     )  # fmt: skip
     image_size: str | None = setting(
         "another program's checkpoint", None, "in pixels, 64 or 64x96 (height x width)",

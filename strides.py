@@ -16,7 +16,9 @@ Size = tuple[int, int]  # height and width
 SIDES = range(8, 513)  # of a picture, in pixels
 MOST_STEPS = 20_000  # of the search; a real network takes some hundreds
 UNLIKE = 3  # cost of a second manner for kernels of one size
+LONE = 15  # cost of one 5x5 among 4x4, but for what makes 96 pixels of 32
 MIXED = 5  # cost of layers with padding beside layers without
+LATE = 8  # cost of upsampling only after a layer of the same kernel that kept the size
 
 
 class Kernel(NamedTuple):
@@ -32,6 +34,7 @@ class Manner(NamedTuple):
     stride: Size
     padding: Size
     output_padding: Size = (0, 0)
+    upsample: int = 1  # how many times larger its map is made first
 
 
 def settle(
@@ -40,6 +43,7 @@ def settle(
     channels: int,
     image_size: Size | None = None,
     backwards: bool = False,
+    rooms: Sequence[int | None] = (),
 ) -> tuple[list[Manner], list[Size]] | None:
     """Give the manner of each layer from the smallest map to a picture, and the size of each map.
 
@@ -50,10 +54,14 @@ def settle(
         first_maps: sizes that the map before the first layer may have, the likeliest first.
         channels: of a picture; most grey ones that are learnt from have 28x28 pixels.
         image_size: the size that it must have, if that is known.
+        rooms: how many layers without weights are before each, where that is known.
 
     Returns:
         None if there is no way.
     """
+    sizes = [kernel.size for kernel in kernels]
+    is_lone = sizes.count((5, 5)) == 1 and sizes.count((4, 4)) == len(sizes) - 1
+    lone = Kernel((5, 5), True) if is_lone else None
     # A way is its cost; which manner each layer has, so that of equally cheap ones the first listed
     # comes first; its maps and manners; and which manners kernels have in it.
     ways: list[tuple[int, tuple[int, ...], list[Size], list[Manner], frozenset]]
@@ -75,18 +83,31 @@ def settle(
                 heapq.heappush(ways, (cost + unusual, (*choices, 0), maps, manners, used))
             continue
         kernel = kernels[len(manners)]
-        options = _manners(kernel, maps[-1] == (1, 1), backwards)
+        room = rooms[len(manners)] if rooms else None
+        options = _manners(kernel, maps[-1] == (1, 1), backwards, room)
         for choice, (name, price, manner) in enumerate(options):
             size = _after(maps[-1], kernel, manner)
             if min(size) < 1 or max(size) > SIDES[-1]:
                 continue
             mark, marks = (kernel, name), used
-            if mark in used:
+            if kernel == lone:
+                price += LONE * (name != "padded, three times")
+            if not kernel.transposed:
+                marks = used | {mark} if room is None else used
+                if name == "upsampled":  # first, not last, is usual
+                    price *= mark not in used or room is not None
+                    price += LATE * ((kernel, "padded, same") in used)
+                    price += len(manners) + 1 == len(kernels) and room is None
+            elif mark in used:
                 price *= name == "bare"  # growing by a few pixels is no habit
-            elif maps[-1] != (1, 1) and kernel.transposed:
+            elif maps[-1] != (1, 1):
                 marks = used | {mark}
                 price += UNLIKE * any(other == kernel for other, _ in used)
-                padded = {label.startswith("padded") for k, label in used if max(k.size) > 2}
+                padded = {
+                    label.startswith("padded")
+                    for k, label in used
+                    if k.transposed and max(k.size) > 2
+                }
                 mixed = max(kernel.size) > 2 and padded == {not name.startswith("padded")}
                 price += MIXED * mixed
             way = (cost + price, (*choices, choice), [*maps, size], [*manners, manner], marks)
@@ -94,17 +115,23 @@ def settle(
     return None
 
 
-def _manners(kernel: Kernel, on_a_point: bool, slack: bool) -> Iterator[tuple[str, int, Manner]]:
+def _manners(
+    kernel: Kernel, on_a_point: bool, slack: bool, room: int | None
+) -> Iterator[tuple[str, int, Manner]]:
     """Yield the manners in use for a kernel: a name, what it costs, and the manner.
 
     `on_a_point` is on a map of 1x1, which a transposed convolution turns into its whole kernel.
-    With `slack` a convolution may leave a pixel at the end of its input unseen.
+    With `slack` a convolution may leave a pixel at the end of its input unseen. Before it there is
+    `room` for so many layers without weights: an activation, and one that upsamples.
     """
     (height, width), transposed = kernel
     large, odd = max(kernel.size), height % 2
     middle = (height - 1) // 2, (width - 1) // 2
     if not transposed:
-        yield "padded, same", 0, Manner((1, 1), middle)
+        if odd and large > 1 and room != 0 and not on_a_point:
+            price = 4 if room is None else 7 if room == 1 else 0
+            yield "upsampled", price, Manner((1, 1), middle, upsample=2)
+        yield "padded, same", 3 * (room is not None and room > 1), Manner((1, 1), middle)
         yield "bare", 3, Manner((1, 1), (0, 0))
         return
     if on_a_point:
@@ -115,6 +142,7 @@ def _manners(kernel: Kernel, on_a_point: bool, slack: bool) -> Iterator[tuple[st
         return
     if large == 1:
         yield "same", 0, Manner((1, 1), (0, 0))
+        yield "cropped", 2, Manner((1, 1), (2, 2))  # 32 to 28
         return
     if odd:
         # 3x3 most often keeps the size, and does so last; 5x5 doubles it, or keeps it at first.
@@ -122,6 +150,8 @@ def _manners(kernel: Kernel, on_a_point: bool, slack: bool) -> Iterator[tuple[st
         twice = "padded, twice", 2 * (large == 3), Manner((2, 2), middle, (1, 1))
         yield from (twice, same) if large == 3 else (same, twice)
         yield "padded, one less", 2, Manner((2, 2), middle)
+        if large == 5:
+            yield "padded, three times", 6, Manner((3, 3), (1, 1))
     else:
         for more in product((0, 1), repeat=2):
             yield f"padded, twice {more}", 4 * max(more), Manner((2, 2), middle, more)
@@ -137,13 +167,13 @@ def _manners(kernel: Kernel, on_a_point: bool, slack: bool) -> Iterator[tuple[st
 def _after(size: Size, kernel: Kernel, manner: Manner) -> Size:
     """Give the size of a map (height, width) after a layer."""
     sides = []
-    for side, extent, stride, padding, more in zip(size, kernel.size, *manner, strict=True):
+    for side, extent, stride, padding, more in zip(size, kernel.size, *manner[:3], strict=True):
         if padding < 0:
             return 0, 0
         if kernel.transposed:
             sides.append((side - 1) * stride - 2 * padding + extent + more)
         else:
-            sides.append(side + 2 * padding - extent + 1)
+            sides.append(manner.upsample * side + 2 * padding - extent + 1)
     return sides[0], sides[1]
 
 
@@ -153,4 +183,4 @@ def _oddness(side: int, channels: int) -> int:
         return 8 * (channels != 1)
     if side in (32, 64, 128, 256, 512):
         return 3 * (channels == 1)
-    return 6 if side == 16 else 8 if side % 4 == 0 else 10
+    return 12 if side < 16 else 6 if side == 16 else 8 if side % 4 == 0 else 10

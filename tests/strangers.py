@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 
-from models import Generator, draw, sample_latents
+from models import Generator, draw, draw_latents, sample_latents
 
 TAIL = (4, 2, 1)  # kernel, stride and padding of most layers
 
@@ -121,6 +122,19 @@ def at_random(network, seed=0):
             fresh = torch.rand_like(tensor) if "running_var" in name else torch.randn_like(tensor)
             scale = 1.5 / max(tensor.shape[:2]) ** 0.5 if tensor.ndim > 1 else 0.5
             tensor.copy_(fresh * scale + 0.5 * ("var" in name))
+    return network.eval()
+
+
+@torch.no_grad()
+def lived(network, z_dim, z_dist="normal"):
+    """Give a network's batch norm the averages of its own maps, as training does, in eval mode."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer.momentum = None  # the averages are those of all batches
+            layer.reset_running_stats()
+    network.train()
+    for step in range(40):
+        network(draw_latents(np.random.default_rng(step), 64, z_dim, z_dist))
     return network.eval()
 
 

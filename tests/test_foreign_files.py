@@ -1,6 +1,7 @@
 """Files of other programs: what is refused, and the commands that read and write them."""
 
 import argparse
+import os
 import runpy
 import subprocess
 import sys
@@ -41,6 +42,10 @@ def pair():
     """A small generator and its discriminator, of 64x64 pixels."""
     torch.manual_seed(1)
     return at_random(Example(7, (16, 8, 6, 4))), at_random(Discriminator(4, 3, 64))
+
+
+def write(path):
+    path.touch()
 
 
 # Refusals ----------------------------------------------------------------------------------------
@@ -92,16 +97,47 @@ def test_a_network_of_the_other_kind_is_named(tmp_path, pair):
         Discriminator.from_checkpoint(tmp_path / "generator.pth")
 
 
+class Call:
+    """What calls a function when it is unpickled without care."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
 @pytest.mark.parametrize("legacy", [False, True])
-def test_what_would_have_to_be_run_is_refused(tmp_path, pair, legacy):
-    path = tmp_path / "a.pth"
-    for more in (argparse.Namespace(nz=7), pair[0], np.float64(3)):
-        contents = {"netG": pair[0].state_dict(), "more": more}
+def test_what_stands_beside_weights_is_not_run(tmp_path, pair, legacy):
+    path, proof = tmp_path / "a.pth", tmp_path / "proof"
+    beside = {
+        "options": argparse.Namespace(nz=7, folder=Path("x")), "loss": np.float64(3),
+        "losses": np.arange(3), "callbacks": {Example: {}}, "call": Call(write, proof),
+    }  # fmt: skip
+    for key, more in beside.items():
+        contents = {"netG": pair[0].state_dict(), key: more}
         torch.save(contents, path, _use_new_zipfile_serialization=not legacy)
-        with pytest.raises(
-            CheckpointError, match=r"a\.pth holds more than weights.*state_dict\(\)"
-        ):
-            Generator.from_checkpoint(path)
+        if legacy and key == "callbacks":  # whose classes have their source beside them
+            with pytest.raises(CheckpointError, match=r"a\.pth is no checkpoint.*would open alone"):
+                Generator.from_checkpoint(path)
+        else:
+            same_pictures(path, pair[0], 7)
+    torch.save({"netG": pair[0].state_dict(), "call": Call(os.mkdir, str(proof))}, path)
+    with pytest.raises(CheckpointError, match=r"a\.pth holds more than weights.*state_dict\(\)"):
+        Generator.from_checkpoint(path)
+    assert not proof.exists()
+
+
+def test_networks_that_were_pickled_whole_are_taken_apart(tmp_path, pair):
+    torch.save({"G": nn.DataParallel(pair[0]), "epoch": 3}, tmp_path / "a.pth")
+    same_pictures(tmp_path / "a.pth", pair[0], 7)
+    nest = nn.Sequential()
+    for _ in range(40):
+        nest = nn.Sequential(nest, nest)
+    nest.add_module("itself", nest)
+    torch.save(nest, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        Generator.from_checkpoint(tmp_path / "a.pth")
 
 
 def test_small_files_claim_no_gigabytes(tmp_path):
@@ -162,7 +198,7 @@ def test_generate_draws_from_a_strangers_file(tmp_path):
             "G.pth holds a generator, but no discriminator",
         ),
         ("generate.py --load_path G.pth --image_size big", "--image_size big"),
-        ("generate.py --load_path G.pth --activation elu", "--activation"),
+        ("generate.py --load_path G.pth --activation swish", "--activation"),
         ("generate.py --load_path G.pth --image_size 9", "can't draw 9x9 pixels"),
         ("generate.py --load_path G.pth --export_state_dict G.pth", "the checkpoint itself"),
         ("generate.py --load_path G.pth --export_state_dict Y.png", "must be a .pth file"),
