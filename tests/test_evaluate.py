@@ -165,7 +165,7 @@ def test_a_frechet_distance_is_a_fid_only_where_the_network_says_so(asked, extra
 @pytest.mark.parametrize(
     "wrong",
     [{"images": "x"}, {"load_path": None}, {"load_path": None, "images": "x"}, {"seed": -1},
-     {"num_output": 5}, {"activation": "elu"}, {"inception_weights": "a.pth"}, {"z_dist": "x"},
+     {"num_output": 5}, {"activation": "swish"}, {"inception_weights": "a.pth"}, {"z_dist": "x"},
      {"load_path": None, "images": "x", "activation": "relu"},
      {"feature_network": "vgg"}, {"output": "a.png"}],
 )  # fmt: skip
