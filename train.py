@@ -56,7 +56,7 @@ from utils import (
     warn,
 )
 
-SMALL_SETS = {"mirror": 10_000, "augment": 500}  # pictures below which a setting measured better
+SMALL_SETS = {"augment": 500}  # pictures below which a setting measured better
 FEW_STEPS = 500  # digits were readable after 280 steps, the eyes of cats after 600
 
 

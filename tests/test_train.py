@@ -152,11 +152,9 @@ def test_few_steps_are_warned_of(small, capsys):
 
 def test_small_sets_are_advised_on(small, capsys):
     train(Config(**small, steps=1, name="plain"))
-    assert "20 pictures are a small set: --mirror and --augment" in capsys.readouterr().out
-    train(Config(**small, steps=1, name="mirrored", mirror=True))
-    assert "small set: --augment may" in capsys.readouterr().out
+    assert "20 pictures are a small set: --augment may" in capsys.readouterr().out
     train(Config(**small | {"data": "digits"}, steps=1, name="digits"))
-    train(Config(**small, steps=1, name="both", mirror=True, augment=True))
+    train(Config(**small, steps=1, name="augmented", augment=True))
     assert "small set" not in capsys.readouterr().out
 
 
