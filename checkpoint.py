@@ -11,7 +11,8 @@ A training checkpoint is a dictionary of plain values and tensors, which `torch.
     generator_ema  that of the generator's average
     best           of best.pth alone: its distance from real pictures, and how that was measured
 
-One to draw or to probe with, see export.py, holds but one network, its weights in half precision.
+One to pass on, see export.py, holds the generator alone, its weights in half precision; the
+discriminator lies beside it, see `beside`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import Tensor
 import atomic
 
 FORMAT = "dcgan-1"
+SHIPPED = Path(__file__).with_name("checkpoints") / "cats64.pth"  # comes with the repository
 NETWORK = {"features": int, "channels": int, "max_features": int, "norm": str}
 SETTINGS = {
     "generator": {**NETWORK, "z_dim": int, "activation": str, "z_dist": str},
@@ -146,6 +148,12 @@ def read(path: str | Path) -> Any:
             f"{path} is no checkpoint of train.py: it calls {min(called - CALLED)!r}"
         )
     return contents
+
+
+def beside(path: str | Path) -> Path:
+    """Give where the discriminator lies that was passed on with the generator in `path`."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}_discriminator{path.suffix}")
 
 
 def numbered(folder: Path) -> list[Path]:

@@ -31,7 +31,7 @@ def export_checkpoint(generator: nn.Module, output: Path, source: Path) -> str:
     """
     saved = checkpoint.load(source)
     about = {name: saved[name] for name in saved.keys() & {"config", "epoch", "step", "best"}}
-    beside = output.with_name(f"{output.stem}_discriminator{output.suffix}")
+    beside = checkpoint.beside(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(output, {**about, "generator": _halved(generator)})
     checkpoint.save(

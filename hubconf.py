@@ -32,19 +32,17 @@ def generator(
     Raises:
         CheckpointError: a ValueError that says in one line why there is none.
     """
-    models = _ours("models")
-    shipped = pathlib.Path(__file__).with_name("checkpoints") / "cats64.pth"
-    if path is None and not shipped.exists():
-        raise models.CheckpointError("no checkpoint comes with this copy: give path=, a .pth file")
-    return models.Generator.from_checkpoint(path or shipped, average=average, **unsaid)
+    path = path or _ours("checkpoint").SHIPPED
+    return _ours("models").Generator.from_checkpoint(path, average=average, **unsaid)
 
 
-def discriminator(path: str | pathlib.Path) -> nn.Module:
+def discriminator(path: str | pathlib.Path | None = None) -> nn.Module:
     """Give the discriminator of a checkpoint, in eval mode on the CPU: images to logits (N,).
 
     Raises:
         CheckpointError: as in `generator`.
     """
+    path = path or _ours("checkpoint").SHIPPED
     return _ours("models").Discriminator.from_checkpoint(path)
 
 

@@ -143,7 +143,8 @@ class Discriminator(nn.Module):
     def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> Discriminator:
         """Give the discriminator of a checkpoint, as `Generator.from_checkpoint` the generator.
 
-        One of another program has that one's layers as `main`.
+        Where export.py wrote the networks apart, `path` may be either file. One of another program
+        has that one's layers as `main`.
         """
         network = _read(cls, path, device)
         if isinstance(network, cls):
@@ -231,6 +232,9 @@ def _read(
     """Give the network of one class from a checkpoint, see `Generator.from_checkpoint`."""
     name = kind.__name__.lower()
     contents = checkpoint.read(path)
+    if checkpoint.is_ours(contents) and name not in contents and checkpoint.beside(path).exists():
+        path = checkpoint.beside(path)
+        contents = checkpoint.read(path)
     given = {flag: value for flag, value in unsaid.items() if value is not None}
     if checkpoint.is_ours(contents):
         if given:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from checkpoint import SHIPPED
 from construct import ACTIVATIONS
 from dataset import parse_size
 from models import Generator
-from utils import REQUIRED, check_settings, pick_device, setting
+from utils import check_settings, pick_device, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,9 @@ class Opening:
         SettingsError: a value out of its range.
     """
 
-    load_path: str = setting("pictures", REQUIRED, "the checkpoint, a .pth file")
+    load_path: str = setting(
+        "pictures", str(SHIPPED), "the checkpoint, a .pth file", shown="the cats of this repository"
+    )
     no_ema: bool = setting("pictures", False, "the last step's weights, not their average")
     activation: str | None = setting(
         "another program's checkpoint", None, "of its generator",
@@ -48,6 +51,8 @@ class Opening:
         Raises:
             SettingsError, CheckpointError: there is no such device, or no generator in the file.
         """
+        if self.load_path == str(SHIPPED):
+            print(f"drawing with {SHIPPED.name}, which comes along; --load_path takes your own")
         return Generator.from_checkpoint(
             self.load_path, pick_device(self.device), not self.no_ema,
             activation=self.activation, z_dist=self.z_dist,

@@ -112,8 +112,10 @@ def test_a_small_checkpoint_draws_and_discriminates_as_the_large_one(small):
     images = [to_image(draw(Generator.from_checkpoint(path), z)) for path in (last, output)]
     assert abs(images[0].astype(int) - images[1]).max() <= 1
     x = torch.rand(4, 3, 16, 16) * 2 - 1
-    logits = [Discriminator.from_checkpoint(path)(x) for path in (last, beside)]
-    assert torch.allclose(*logits, atol=1e-2)
+    logits = [Discriminator.from_checkpoint(path)(x) for path in (last, beside, output)]
+    assert torch.allclose(*logits[:2], atol=1e-2) and torch.equal(*logits[1:])
+    with pytest.raises(CheckpointError, match="holds no generator"):
+        Generator.from_checkpoint(beside)
     with pytest.raises(CheckpointError, match="can't be trained further"):
         train(Config(resume=str(output), name="further", epochs=3))
 
