@@ -219,7 +219,7 @@ def _called_by_archive(file: IO[bytes], path: Path) -> set[str]:
 
 
 def _called_by_legacy(file: IO[bytes]) -> set[str]:
-    """Give what the pickles after the first call: version, system, contents, names of storages."""
+    """Give what a legacy file's pickles but its first call: from its version to storages' names."""
     return set.union(*(_called(file) for _ in range(4)))
 
 

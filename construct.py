@@ -236,5 +236,5 @@ def _weight(layer: Layer, transposed: bool = False) -> Tensor:
         u, v = get("weight_u", get(f"{prefix}0._u")), get("weight_v", get(f"{prefix}0._v"))
         matrix = (weight.transpose(0, 1) if transposed else weight).flatten(1)
         return weight / torch.dot(u, matrix @ v)
-    except (AttributeError, RuntimeError, TypeError) as error:
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
         raise ForeignError(f"has a layer {layer.name!r} whose weight is in odd parts") from error
