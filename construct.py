@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, float | type[nn.Module]] = {  # a leaky ReLU's slope, or 
     "elu": nn.ELU,
     "selu": nn.SELU,
 }
+ACTIVATION_LAYERS = (nn.LeakyReLU, nn.ReLU, nn.ELU, nn.SELU)  # their layers
 MOST_VALUES = 1 << 22  # of a picture's largest map: 1 GB for a batch
 
 
@@ -70,7 +71,7 @@ def build_generator(chain: list[Step], habits: Habits, image_size: Size | None) 
         layers.append(_linear(step))
         if step.norm is None or step.norm.shape[0] == step.gives:
             norm = [_norm(step.norm, nn.BatchNorm1d)] if step.norm else []
-            layers += [*_in_order(step, norm, active, habits), *reshape]
+            layers += _in_order(step, [*norm, *reshape], active, habits)
         else:
             layers += [*reshape, _norm(step.norm), *active]
     for step, manner in zip(kernels, manners, strict=True):

@@ -282,7 +282,7 @@ class Dropout(Command):
         """Draw the sheet."""
         layers = len(activations_of(generator))
         layer = min(2, layers) if self.layer is None else self.layer
-        if layer > layers:
+        if not 0 < layer <= layers:
             raise SettingsError(f"--layer {layer}: the last hidden layer is {layers}")
         marks: dict[tuple[float, ...], tuple[str, list[Box]]] = {}  # of each latent
         for text, box in read_boxes(self.boxes, generator.image_size):
