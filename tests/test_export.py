@@ -114,6 +114,9 @@ def test_a_small_checkpoint_draws_and_discriminates_as_the_large_one(small):
     x = torch.rand(4, 3, 16, 16) * 2 - 1
     logits = [Discriminator.from_checkpoint(path)(x) for path in (last, beside)]
     assert torch.allclose(*logits, atol=1e-2)
+    with pytest.raises(CheckpointError, match="holds no discriminator"):
+        generate(Request(load_path=str(output), export_checkpoint="again.pth"))
+    assert not Path("again.pth").exists()
     with pytest.raises(CheckpointError, match="can't be trained further"):
         train(Config(resume=str(output), name="further", epochs=3))
 
