@@ -129,6 +129,8 @@ def test_a_file_of_latents_stands_for_a_seed(saved):
     plain = Arithmetic(load_path=saved[1], expression="5 - 3", output="b.png").run()
     image = images_of(saved[1], 5)[0]
     assert holds(Image.open(mixed), image) and holds(Image.open(plain), image)
+    words = ["--load_path", saved[1], "--output", "c.png"]
+    assert holds(Image.open(run("arithmetic", "-photo.npy + 3", *words)), image)
 
 
 def test_a_strip_has_a_row_for_each_leg_with_its_latents_at_both_ends(saved):
