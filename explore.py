@@ -325,10 +325,11 @@ class Serve(Opening):
     def run(self) -> None:
         """Serve the page until Ctrl-C."""
         try:
-            from page import free_port, serve
+            from page import check_address, serve
         except ModuleNotFoundError as error:
             raise SettingsError(f"serve needs {error.name}: pip install gradio") from None
-        port, generator = free_port(self.host, self.port), self.open_generator()
+        check_address(self.host, self.port)
+        generator = self.open_generator()
         shared = {field.name: getattr(self, field.name) for field in fields(Opening)}
 
         def draw(name: str, output: Path, **asked: Any) -> str:
@@ -336,7 +337,7 @@ class Serve(Opening):
             command.make(output, generator)
             return command.line()
 
-        serve(draw, generator, self.host, port, self.open)
+        serve(draw, generator, self.host, self.port, self.open)
 
 
 COMMANDS = {
