@@ -136,7 +136,8 @@ def _settled(
     if settled is None:
         sizes = ", ".join(f"{height}x{width}" for (height, width), _ in shapes)
         wanted = "{}x{}".format(*image_size) if image_size else f"{SIDES[0]} to {SIDES[-1]}"
-        raise ForeignError(f"can't draw {wanted} pixels: its kernels are {sizes}")
+        verb = "take" if backwards else "draw"
+        raise ForeignError(f"can't {verb} {wanted} pixels: its kernels are {sizes}")
     for step, (before, after) in zip(kernels, pairwise(settled[1]), strict=True):
         near, far = (step.gives, step.takes) if backwards else (step.takes, step.gives)
         values = max(near * prod(before), far * prod(after))

@@ -50,11 +50,11 @@ from filters import (
 )
 from inversion import Invert
 from latents import combine, neighbours, read_terms, rescale, turn, walk
-from models import DRAW_BATCH, Discriminator, Generator, draw
+from models import DRAW_BATCH, Generator, draw
 from opening import Opening
 from pictures import to_channels
 from sheet import Cell, as_pillow, in_lines
-from utils import REQUIRED, SettingsError, parse_settings, pick_device, run_script, setting
+from utils import REQUIRED, SettingsError, parse_settings, run_script, setting
 
 SIGN = 28  # size of a sum's signs, in pixels
 
@@ -226,7 +226,7 @@ class Features(Command):
 
     def make(self, output: Path, generator: Generator) -> None:
         """Draw the sheet, two rows a filter."""
-        trained = Discriminator.from_checkpoint(self.load_path, pick_device(self.device))
+        trained = self.open_discriminator(generator)
         self.check_count(generator, 4 * self.filters * self.shown)
         if self.data is None:
             names, z = self.read(generator, self.seeds or "0-511")

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "checkpoint": {"atomic"},
     "command": {"dataset", "latents", "models", "opening", "sheet", "utils"},
     "directions": {"construct", "models", "utils"},
-    "opening": {"construct", "dataset", "models", "utils"},
+    "opening": {"checkpoint", "construct", "dataset", "models", "utils"},
     "page": {"signals", "utils"},
     "export": {"atomic", "checkpoint", "models", "utils"},
     "graph": set(),

@@ -8,6 +8,7 @@ from PIL import Image
 from strangers import TAIL, at_random, plain_critic, up
 from torch import nn
 
+from checkpoint import CheckpointError
 from construct import ACTIVATIONS
 from dataset import to_image
 from explore import COMMANDS
@@ -317,3 +318,33 @@ def test_the_last_maps_are_those_before_hidden_linear_layers(tmp_path):
     network, x = Discriminator.from_checkpoint(tmp_path / "a.pth"), torch.rand(2, 3, 32, 32)
     assert last_maps(network, x).shape == (2, 8, 4, 4)
     assert strongest(network, to_image(x), 2, 1).shape == (2, 1)
+
+
+def write_both(path, critic):
+    """Write a generator of 16x16 colour pictures, and a discriminator."""
+    generator = nn.Sequential(*up(9, 8, 4), *up(8, 6, *TAIL), nn.ConvTranspose2d(6, 3, *TAIL))
+    networks = {"G": generator, "D": nn.Sequential(*critic)}
+    torch.save({name: at_random(one).state_dict() for name, one in networks.items()}, path)
+    return str(path)
+
+
+def test_a_discriminator_takes_the_pictures_that_the_generator_draws(tmp_path, capsys):
+    path = write_both(tmp_path / "a.pth", [*plain_critic()[:-1], nn.Flatten(), nn.Linear(8 * 4, 1)])
+    assert Discriminator.from_checkpoint(path).image_size == (32, 32)  # the likeliest, by itself
+    capsys.readouterr()
+    run(path, "features --filters 2 --seeds 0-3")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "foreign" in line]
+    assert len(lines) == 2 and all("16x16 pixels" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("critic", "says"),
+    [
+        ([nn.Conv2d(1, 4, *TAIL), *plain_critic()[2:]], "but a discriminator of 1"),
+        ([*plain_critic()[:-1], nn.Flatten(), nn.Linear(8 * 64, 1)], "can't take 16x16 pixels"),
+    ],
+)
+def test_a_discriminator_of_other_pictures_is_one_line(tmp_path, critic, says):
+    path = write_both(tmp_path / "a.pth", critic)
+    with pytest.raises(CheckpointError, match=rf"a\.pth .*{says}"):
+        run(path, "features --filters 2 --seeds 0-3")
