@@ -20,7 +20,7 @@ from models import DRAW_BATCH, Generator, draw, draw_latents
 from pictures import decode_all
 from sheet import Cell, in_lines
 from sources import DataError, Found, formats
-from utils import REQUIRED, setting, warn
+from utils import REQUIRED, SettingsError, setting, warn
 
 CANDIDATES = 256  # latents whose pictures are compared before the best of them are improved
 LEARNING_RATE = 0.2  # Adam's at the first step; it falls to 0 as a cosine does
@@ -42,6 +42,13 @@ class Invert(Command):
     steps: int = setting("search", 250, "steps to improve them", minimum=1)
     seed: int = setting("search", 0, "of the latents to start with", minimum=0, below=2**63)
     output: str = setting("files", "samples/invert.png", "the PNG; the .npy lies beside it")
+
+    def open_output(self) -> Path:
+        """Do as `Command.open_output`, and refuse to write over a photo."""
+        output = super().open_output()
+        if output.exists() and any(output.samefile(photo) for photo in self.photos):
+            raise SettingsError(f"--output {output}: is one of the photos")
+        return output
 
     def make(self, output: Path, generator: Generator) -> None:
         """Search, save the latents (N, Z) float32 and draw the sheet."""

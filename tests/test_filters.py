@@ -320,8 +320,7 @@ def test_the_last_maps_are_those_before_hidden_linear_layers(tmp_path):
     assert strongest(network, to_image(x), 2, 1).shape == (2, 1)
 
 
-def write_both(path, critic):
-    """Write a generator of 16x16 colour pictures, and a discriminator."""
+def write_both(path, critic):  # beside a generator of 16x16 colour pictures
     generator = nn.Sequential(*up(9, 8, 4), *up(8, 6, *TAIL), nn.ConvTranspose2d(6, 3, *TAIL))
     networks = {"G": generator, "D": nn.Sequential(*critic)}
     torch.save({name: at_random(one).state_dict() for name, one in networks.items()}, path)
