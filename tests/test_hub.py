@@ -44,6 +44,8 @@ try:
     torch.hub.load(**hub, model="generator", path="missing.pth")
 except ValueError as error:
     assert type(error).__name__ == "CheckpointError" and str(error) == "missing.pth: no such file"
+else:
+    raise AssertionError("nothing was said of a missing file")
 np.save("own.npy", generator(torch.from_numpy(np.load("z.npy"))).detach().numpy())
 """
 

@@ -144,7 +144,7 @@ def test_the_command_writes_the_sheet_and_latents_that_draw_it(tmp_path, channel
         assert (np.moveaxis(windows, 3, 2) == image[0][:, None]).all((0, 2, 3)).any()
 
     _, _, *words = shlex.split(Image.open(sheet).text["command"])
-    assert run(*words, "--output", "again.png").read_bytes() != b""
+    run(*words, "--output", "again.png")
     assert np.array_equal(np.load("again.npy"), z)
     run("pick", "--load_path", path, "--seeds", "again.npy")
 
