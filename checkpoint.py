@@ -176,8 +176,9 @@ def network_in(
     """
     config, weights = contents.get("config"), contents.get(network)
     weights = contents.get(f"{network}_ema", weights) if average else weights
-    if not isinstance(config, dict) or not isinstance(weights, dict):
-        raise CheckpointError(f"{path} holds no {network} and its config")
+    for name, value in ((network, weights), ("config", config)):
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{path} holds no {name}")
     try:
         height, _, width = config["image_size"].partition("x")
         settings = {name: config[name] for name in SETTINGS[network]}

@@ -57,9 +57,10 @@ def test_a_missing_file_a_folder_and_a_stranger_are_refused(tmp_path):
         checkpoint.load(tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="folder"):
         checkpoint.load(tmp_path)
-    checkpoint.save(tmp_path / "c.pth", {"step": 3})
-    with pytest.raises(CheckpointError, match="generator"):
-        Generator.from_checkpoint(tmp_path / "c.pth")
+    for contents, missing in (({"config": {}}, "generator"), ({"generator": {}}, "config")):
+        checkpoint.save(tmp_path / "c.pth", contents)
+        with pytest.raises(CheckpointError, match=rf"c\.pth holds no {missing}$"):
+            Generator.from_checkpoint(tmp_path / "c.pth")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "b.pth")
     with pytest.raises(CheckpointError, match="format"):
         checkpoint.load(tmp_path / "b.pth")
