@@ -17,6 +17,7 @@ from torch import Tensor
 KINDS = ("generator", "discriminator")
 PICTURES = (1, 3, 4)  # channels of a picture
 MOST_LAYERS, MOST_TRIES = 64, 5_000  # what a file may ask to be looked at
+LONGEST = 200  # letters of a name, whose numbers are read
 
 PARAMETER = re.compile(
     r"(?:(.*)\.)?(weight|bias|running_mean|running_var|num_batches_tracked|weight_(?:orig|[uvg])"
@@ -98,14 +99,15 @@ def _layers(state: dict[str, Tensor]) -> list[Layer]:
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         match = PARAMETER.fullmatch(name)
-        if match is None:
-            raise ForeignError(f"has {name!r} of shape {tuple(tensor.shape)}, as no DCGAN does")
+        if match is None or len(name) > LONGEST:
+            name, shape = name[:LONGEST], tuple(tensor.shape)
+            raise ForeignError(f"has {name!r} of shape {shape}, as no DCGAN does")
         groups.setdefault(match[1] or "", {})[match[2]] = tensor
     layers = [Layer(name, tensors) for name, tensors in groups.items()]
     for layer in layers:
         if re.search("(?i)emb", layer.name) and len(layer.shape) == 2:
             raise ForeignError(f"is conditional: {layer.name!r} {layer.shape} is an embedding")
-        if not layer.is_norm and len(layer.shape) not in (2, 4):
+        if len(layer.shape) not in ((1,) if layer.is_norm else (2, 4)) or 0 in layer.shape:
             raise ForeignError(
                 f"has {layer.name!r} of shape {layer.shape}, which is no convolution, linear layer "
                 "or batch norm with running statistics"
@@ -181,8 +183,6 @@ def _fits(block: Block, chain: list[Step], kind: str) -> Iterator[Step]:
     """Yield the ways in which a block can come next in a chain."""
     (layer, norm), before = block, chain[-1] if chain else None
     rows, columns = layer.shape[:2]
-    if not rows or not columns:
-        return
     is_linear, was_linear = len(layer.shape) == 2, before is not None and before.is_linear
     if is_linear or kind == "discriminator":
         ways = [(columns, rows, False)]

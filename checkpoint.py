@@ -18,9 +18,11 @@ discriminator lies beside it, see `beside`.
 from __future__ import annotations
 
 import io
+import pickle
 import pickletools
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +56,8 @@ HARMLESS = {
     "argparse Namespace", "pathlib PosixPath", "pathlib WindowsPath", "_codecs encode",
     "__builtin__ set", "builtins set", "torch float32", "torch float16", "torch bfloat16",
 }  # fmt: skip
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of PyTorch before 1.6 begin
+ARCHIVE = b"PK\x03\x04"  # how files begin that torch takes for archives,
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # and those of PyTorch before 1.6
 
 
 class CheckpointError(ValueError):
@@ -122,8 +125,13 @@ def read(path: str | Path) -> Any:
         raise CheckpointError(f"{path}: no such file")
     with open(path, "rb") as file:
         try:
-            is_legacy = file.read(len(LEGACY)) == LEGACY
-            called = _called_by_legacy(file) if is_legacy else _called_by_archive(file, path)
+            beginning = file.read(len(LEGACY))
+            if beginning == LEGACY:
+                called = _called_by_legacy(file)
+            elif beginning.startswith(ARCHIVE):
+                called = _called_by_archive(file, path)
+            else:
+                raise ValueError("torch and zipfile may each read something else in it")
         except CheckpointError:
             raise
         except Exception as error:  # what is no archive makes zipfile raise nearly anything
@@ -135,13 +143,14 @@ def read(path: str | Path) -> Any:
             f"{path} holds more than weights, which is not run: it calls {min(barred)!r}; a file "
             "of the network's state_dict() alone would open"
         )
+    blanks = [(Blank, name.replace(" ", ".")) for name in unknown]
     try:
-        with torch.serialization.safe_globals([(Blank, n.replace(" ", ".")) for n in unknown]):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(blanks):
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no common class for what it cannot read
         reason = first_line(error)
-        if unknown:  # torch would advise to run it
-            reason = "it holds more than the network's state_dict(), which would open alone"
+        if isinstance(error, pickle.UnpicklingError):  # at which torch advises to run it
+            reason = "not without running it; the network's state_dict() would open alone"
         raise CheckpointError(f"{path} is no checkpoint that can be read: {reason}") from error
     if is_ours(contents) and not called <= CALLED:
         raise CheckpointError(
@@ -175,8 +184,9 @@ def network_in(
     """
     config, weights = contents.get("config"), contents.get(network)
     weights = contents.get(f"{network}_ema", weights) if average else weights
-    if not isinstance(config, dict) or not isinstance(weights, dict):
-        raise CheckpointError(f"{path} holds no {network} and its config")
+    for name, value in ((network, weights), ("config", config)):
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{path} holds no {name}")
     try:
         height, _, width = config["image_size"].partition("x")
         settings = {name: config[name] for name in SETTINGS[network]}
@@ -218,8 +228,8 @@ def _called_by_archive(file: IO[bytes], path: Path) -> set[str]:
 
 
 def _called_by_legacy(file: IO[bytes]) -> set[str]:
-    """Give what the pickles after the first of a legacy file call: version, system, contents."""
-    return set.union(*(_called(file) for _ in range(3)))
+    """Give what a legacy file's pickles but its first call: from its version to storages' names."""
+    return set.union(*(_called(file) for _ in range(4)))
 
 
 def _called(pickled: bytes | IO[bytes]) -> set[str]:

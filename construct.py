@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, float | type[nn.Module]] = {  # a leaky ReLU's slope, or 
     "elu": nn.ELU,
     "selu": nn.SELU,
 }
+ACTIVATION_LAYERS = (nn.LeakyReLU, nn.ReLU, nn.ELU, nn.SELU)  # their layers
 MOST_VALUES = 1 << 22  # of a picture's largest map: 1 GB for a batch
 
 
@@ -70,7 +71,7 @@ def build_generator(chain: list[Step], habits: Habits, image_size: Size | None) 
         layers.append(_linear(step))
         if step.norm is None or step.norm.shape[0] == step.gives:
             norm = [_norm(step.norm, nn.BatchNorm1d)] if step.norm else []
-            layers += [*_in_order(step, norm, active, habits), *reshape]
+            layers += _in_order(step, [*norm, *reshape], active, habits)
         else:
             layers += [*reshape, _norm(step.norm), *active]
     for step, manner in zip(kernels, manners, strict=True):
@@ -135,7 +136,8 @@ def _settled(
     if settled is None:
         sizes = ", ".join(f"{height}x{width}" for (height, width), _ in shapes)
         wanted = "{}x{}".format(*image_size) if image_size else f"{SIDES[0]} to {SIDES[-1]}"
-        raise ForeignError(f"can't draw {wanted} pixels: its kernels are {sizes}")
+        verb = "take" if backwards else "draw"
+        raise ForeignError(f"can't {verb} {wanted} pixels: its kernels are {sizes}")
     for step, (before, after) in zip(kernels, pairwise(settled[1]), strict=True):
         near, far = (step.gives, step.takes) if backwards else (step.takes, step.gives)
         values = max(near * prod(before), far * prod(after))
@@ -236,5 +238,5 @@ def _weight(layer: Layer, transposed: bool = False) -> Tensor:
         u, v = get("weight_u", get(f"{prefix}0._u")), get("weight_v", get(f"{prefix}0._v"))
         matrix = (weight.transpose(0, 1) if transposed else weight).flatten(1)
         return weight / torch.dot(u, matrix @ v)
-    except (AttributeError, RuntimeError, TypeError) as error:
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
         raise ForeignError(f"has a layer {layer.name!r} whose weight is in odd parts") from error

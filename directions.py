@@ -10,6 +10,7 @@ import re
 import torch
 from torch import Tensor, nn
 
+from construct import ACTIVATION_LAYERS
 from models import draw
 from utils import SettingsError
 
@@ -23,8 +24,7 @@ def leading_directions(generator: nn.Module, count: int) -> Tensor:
     """
     latents = torch.cat([torch.zeros(1, generator.z_dim), torch.eye(generator.z_dim)])
     maps: list[Tensor] = []
-    activations = (nn.ReLU, nn.LeakyReLU, nn.Tanh)
-    first = next(layer for layer in generator.modules() if isinstance(layer, activations))
+    first = next(layer for layer in generator.modules() if isinstance(layer, ACTIVATION_LAYERS))
     hook = first.register_forward_pre_hook(
         lambda _, inputs: maps.append(inputs[0].flatten(1).to("cpu", torch.float64, copy=True))
     )

@@ -50,11 +50,11 @@ from filters import (
 )
 from inversion import Invert
 from latents import combine, neighbours, read_terms, rescale, turn, walk
-from models import DRAW_BATCH, Discriminator, Generator, draw
+from models import DRAW_BATCH, Generator, draw
 from opening import Opening
 from pictures import to_channels
 from sheet import Cell, as_pillow, in_lines
-from utils import REQUIRED, SettingsError, parse_settings, pick_device, run_script, setting
+from utils import REQUIRED, SettingsError, parse_settings, run_script, setting
 
 SIGN = 28  # size of a sum's signs, in pixels
 
@@ -226,7 +226,7 @@ class Features(Command):
 
     def make(self, output: Path, generator: Generator) -> None:
         """Draw the sheet, two rows a filter."""
-        trained = Discriminator.from_checkpoint(self.load_path, pick_device(self.device))
+        trained = self.open_discriminator(generator)
         self.check_count(generator, 4 * self.filters * self.shown)
         if self.data is None:
             names, z = self.read(generator, self.seeds or "0-511")
@@ -282,7 +282,7 @@ class Dropout(Command):
         """Draw the sheet."""
         layers = len(activations_of(generator))
         layer = min(2, layers) if self.layer is None else self.layer
-        if layer > layers:
+        if not 0 < layer <= layers:
             raise SettingsError(f"--layer {layer}: the last hidden layer is {layers}")
         marks: dict[tuple[float, ...], tuple[str, list[Box]]] = {}  # of each latent
         for text, box in read_boxes(self.boxes, generator.image_size):
@@ -325,10 +325,11 @@ class Serve(Opening):
     def run(self) -> None:
         """Serve the page until Ctrl-C."""
         try:
-            from page import free_port, serve
+            from page import check_address, serve
         except ModuleNotFoundError as error:
             raise SettingsError(f"serve needs {error.name}: pip install gradio") from None
-        port, generator = free_port(self.host, self.port), self.open_generator()
+        check_address(self.host, self.port)
+        generator = self.open_generator()
         shared = {field.name: getattr(self, field.name) for field in fields(Opening)}
 
         def draw(name: str, output: Path, **asked: Any) -> str:
@@ -336,7 +337,7 @@ class Serve(Opening):
             command.make(output, generator)
             return command.line()
 
-        serve(draw, generator, self.host, port, self.open)
+        serve(draw, generator, self.host, self.port, self.open)
 
 
 COMMANDS = {

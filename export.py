@@ -27,16 +27,14 @@ def export_checkpoint(generator: nn.Module, output: Path, source: Path) -> str:
     checkpoint, and its pictures differ by a level or none.
 
     Raises:
-        CheckpointError: `source` is no checkpoint of ours.
+        CheckpointError: `source` is no checkpoint of ours with both networks.
     """
-    saved = checkpoint.load(source)
+    saved, discriminator = checkpoint.load(source), Discriminator.from_checkpoint(source)
     about = {name: saved[name] for name in saved.keys() & {"config", "epoch", "step", "best"}}
     beside = checkpoint.beside(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(output, {**about, "generator": _halved(generator)})
-    checkpoint.save(
-        beside, {**about, "discriminator": _halved(Discriminator.from_checkpoint(source))}
-    )
+    checkpoint.save(beside, {**about, "discriminator": _halved(discriminator)})
     return f"Wrote the generator to {output}, and the discriminator to {beside}"
 
 

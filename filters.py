@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from construct import ACTIVATION_LAYERS
 from dataset import random_at, to_image, to_tensor
 from features import recalibrate
 from models import DRAW_BATCH, draw, draw_latents
@@ -35,8 +36,14 @@ class Box(NamedTuple):
 
 
 def activations_of(network: nn.Module) -> list[nn.Module]:
-    """Give the layers that follow hidden convolutions, from the network's input on."""
-    return [layer for layer in network.modules() if isinstance(layer, nn.ReLU | nn.LeakyReLU)]
+    """Give the activations of hidden maps, from the network's input on."""
+    found, is_map = [], True
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Unflatten):
+            is_map = isinstance(layer, nn.Unflatten)
+        elif is_map and isinstance(layer, ACTIVATION_LAYERS):
+            found.append(layer)
+    return found
 
 
 @contextlib.contextmanager
@@ -143,7 +150,7 @@ def read_boxes(text: str, image_size: tuple[int, int]) -> list[tuple[str, Box]]:
     height, width = image_size
     boxes = []
     for part in text.split(";"):
-        match = re.fullmatch(r"\s*(.+?)\s*:\s*(\d+)" + r"\s*,\s*(\d+)" * 3 + r"\s*", part)
+        match = re.fullmatch(r"\s*(.+?)\s*:\s*(\d{1,9})" + r"\s*,\s*(\d{1,9})" * 3 + r"\s*", part)
         if match is None:
             raise SettingsError(f"--boxes {text}: write it like 3:10,12,30,28; 17:8,10,26,30")
         box = Box(*map(int, match.groups()[1:]))

@@ -16,11 +16,11 @@ from checkpoint import CheckpointError
 from command import Command
 from dataset import printable, random_at, to_image, to_tensor
 from latents import VARIANCE, save_latents
-from models import DRAW_BATCH, Discriminator, Generator, draw, draw_latents
+from models import DRAW_BATCH, Generator, draw, draw_latents
 from pictures import decode_all
 from sheet import Cell, in_lines
 from sources import DataError, Found, formats
-from utils import REQUIRED, pick_device, setting, warn
+from utils import REQUIRED, SettingsError, setting, warn
 
 CANDIDATES = 256  # latents whose pictures are compared before the best of them are improved
 LEARNING_RATE = 0.2  # Adam's at the first step; it falls to 0 as a cosine does
@@ -43,12 +43,19 @@ class Invert(Command):
     seed: int = setting("search", 0, "of the latents to start with", minimum=0, below=2**63)
     output: str = setting("files", "samples/invert.png", "the PNG; the .npy lies beside it")
 
+    def open_output(self) -> Path:
+        """Do as `Command.open_output`, and refuse to write over a photo."""
+        output = super().open_output()
+        if output.exists() and any(output.samefile(photo) for photo in self.photos):
+            raise SettingsError(f"--output {output}: is one of the photos")
+        return output
+
     def make(self, output: Path, generator: Generator) -> None:
         """Search, save the latents (N, Z) float32 and draw the sheet."""
         self.check_count(generator, 2 * len(self.photos))
         photos = read_photos(self.photos, generator.image_size, generator.channels)
         try:
-            network = Discriminator.from_checkpoint(self.load_path, pick_device(self.device))
+            network = self.open_discriminator(generator)
         except CheckpointError as error:
             warn(f"{error}; photos are compared by their pixels alone")
             network = None

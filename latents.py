@@ -54,7 +54,7 @@ def read_latents(
     for part in text.split(","):
         match = re.fullmatch(r"\s*(.+\.npy)(?::(\d{1,99}))?\s*", part)
         if match:
-            stored = _read_file(match[1], z_dim, flag)
+            stored = _map_file(match[1], z_dim, flag)
             first = int(match[2] or 0)
             taken = range(first, first + 1 if match[2] else len(stored))
             if taken.stop > len(stored):
@@ -65,7 +65,11 @@ def read_latents(
             raise SettingsError(f"{flag} {text}: {MOST:,} latents at most")
         if match:
             names += [f"{Path(match[1]).name}:{i}" for i in taken]
-            rows.append(stored[taken.start : taken.stop])
+            with np.errstate(over="ignore"):
+                z = stored[taken.start : taken.stop].astype(np.float32)
+            if not np.isfinite(z).all():
+                raise SettingsError(f"{flag} {part}: holds numbers that are not finite")
+            rows.append(torch.from_numpy(z))
         else:
             names += map(str, taken)
             rows.append(sample_latents(taken, z_dim, z_dist))
@@ -162,22 +166,20 @@ def save_latents(path: Path, z: Tensor) -> None:
         file.write(serialized.getbuffer())
 
 
-def _read_file(path: str, z_dim: int, flag: str) -> Tensor:
-    """Read all latents (N, Z) of a .npy file, see `read_latents`."""
+def _map_file(path: str, z_dim: int, flag: str) -> np.ndarray:
+    """Give all latents (N, Z) of a .npy file, see `read_latents`, as they lie there.
+
+    A map, so that a header which speaks of terabytes is measured against its file.
+    """
     try:
-        # A map, so that a header which speaks of terabytes is measured against its file.
         z = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise SettingsError(f"{flag} {path}: {error.strerror or error}") from None
     except (ValueError, OverflowError):
         raise SettingsError(f"{flag} {path}: not a .npy file of numbers") from None
-    if z.dtype.kind != "f" or z.ndim != 2 or z.shape[1] != z_dim or len(z) > MOST:
+    if z.dtype.kind != "f" or z.ndim != 2 or z.shape[1] != z_dim or len(z) == 0:
         shape = "x".join(map(str, z.shape))
         raise SettingsError(
             f"{flag} {path}: holds {shape} of {z.dtype}, not latents (N, {z_dim}) of floats"
         )
-    with np.errstate(over="ignore"):
-        z = z.astype(np.float32)
-    if not np.isfinite(z).all():
-        raise SettingsError(f"{flag} {path}: holds numbers that are not finite")
-    return torch.from_numpy(z)
+    return z

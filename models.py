@@ -140,13 +140,15 @@ class Discriminator(nn.Module):
         return self.main(x).flatten()
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> Discriminator:
+    def from_checkpoint(
+        cls, path: str | Path, device: str | torch.device = "cpu", **unsaid: Any
+    ) -> Discriminator:
         """Give the discriminator of a checkpoint, as `Generator.from_checkpoint` the generator.
 
         Where export.py wrote the networks apart, `path` may be either file. One of another program
-        has that one's layers as `main`.
+        has that one's layers as `main`, and its `image_size` may be given.
         """
-        network = _read(cls, path, device)
+        network = _read(cls, path, device, unsaid=unsaid)
         if isinstance(network, cls):
             return network
         foreign = cls(1, network.channels)  # what else the class does asks no more of `main`

@@ -1,4 +1,4 @@
-"""Which generator to draw with: the settings that generate.py and explore.py share."""
+"""Which networks to draw and look with: the settings that generate.py and explore.py share."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from checkpoint import SHIPPED
+from checkpoint import SHIPPED, CheckpointError
 from construct import ACTIVATIONS
 from dataset import parse_size
-from models import Generator
+from models import Discriminator, Generator
 from utils import check_settings, pick_device, setting
 
 
@@ -58,3 +58,21 @@ class Opening:
             activation=self.activation, z_dist=self.z_dist,
             image_size=self.image_size and parse_size(self.image_size),
         )  # fmt: skip
+
+    def open_discriminator(self, generator: Generator | nn.Sequential) -> Discriminator:
+        """Give the discriminator that lies beside a generator, for pictures such as that draws.
+
+        Raises:
+            SettingsError, CheckpointError: there is no such device, or no such discriminator.
+        """
+        says_all = isinstance(generator, Generator)
+        network = Discriminator.from_checkpoint(
+            self.load_path, pick_device(self.device),
+            image_size=None if says_all else generator.image_size,
+        )  # fmt: skip
+        if network.channels != generator.channels:
+            raise CheckpointError(
+                f"{self.load_path} holds a generator of {generator.channels} channels, but a "
+                f"discriminator of {network.channels}"
+            )
+        return network

@@ -31,17 +31,17 @@ STYLE = "img { image-rendering: pixelated }"
 Draw = Callable[..., str]  # see `build`
 
 
-def free_port(host: str, port: int | None = None) -> int:
-    """Give a port of `PORTS` that is free at an address of this machine, or `port` if that is.
+def check_address(host: str, port: int | None = None) -> None:
+    """Refuse what is no address of this machine, or has no free port: `port`, or one of `PORTS`.
 
     Raises:
-        SettingsError: none is.
+        SettingsError: saying why.
     """
     for candidate in [port] if port else PORTS:
         try:
             for name in {host, "127.0.0.1"}:  # Gradio asks for both
                 socket.create_server((name, candidate)).close()
-            return candidate
+            return
         except OSError as error:
             reason = (error.strerror or str(error)).partition(" (while")[0]
             if error.errno != errno.EADDRINUSE:
@@ -49,11 +49,16 @@ def free_port(host: str, port: int | None = None) -> int:
     raise SettingsError(f"--host {host} --port {candidate}: {reason}")
 
 
-def serve(draw: Draw, generator: nn.Module, host: str, port: int, browser: bool = False) -> None:
+def serve(
+    draw: Draw, generator: nn.Module, host: str, port: int | None = None, browser: bool = False
+) -> None:
     """Serve the page at an address of this machine, and open a `browser` with it.
 
+    Without `port` at the first that is free, which Gradio finds as it takes it: two pages that
+    start at once get two.
+
     Raises:
-        SettingsError: Gradio is too old.
+        SettingsError: Gradio is too old, or another program has taken the port.
         Stopped: by Ctrl-C and its kind, as any service is.
     """
     if int(gr.__version__.partition(".")[0]) < 6:
@@ -63,10 +68,13 @@ def serve(draw: Draw, generator: nn.Module, host: str, port: int, browser: bool 
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "no_proxy": "*"}
         os.environ["GRADIO_TEMP_DIR"] = os.path.join(folder, "shown")
         page = build(draw, generator, Path(folder))
-        page.launch(
-            server_name=host, server_port=port, inbrowser=browser, share=False, ssr_mode=False,
-            prevent_thread_lock=True, quiet=True, css=STYLE, footer_links=[],
-        )  # fmt: skip
+        try:
+            page.launch(
+                server_name=host, server_port=port, inbrowser=browser, share=False, ssr_mode=False,
+                prevent_thread_lock=True, quiet=True, css=STYLE, footer_links=[],
+            )  # fmt: skip
+        except OSError as error:
+            raise SettingsError(f"--host {host}: {error}") from error
         print(f"Serving {page.local_url} until Ctrl-C", flush=True)
         with noted() as signal_that_came:
             while not (number := signal_that_came()):

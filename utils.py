@@ -130,7 +130,7 @@ def parse_settings(
     words: list[str] = []
     for word in sys.argv[1:] if arguments is None else arguments:
         words += read_settings(word[1:]) if word.startswith("@") else [word]
-    words = [re.sub(r"^-(?=[a-z]\w)", "--", word) for word in words]
+    words = [re.sub(r"^-(?=[a-z]\w+(=|$))", "--", word) for word in words]
     values = vars(parser.parse_args(words))
     return values.pop("_kind")(**values)
 

@@ -1,6 +1,7 @@
 """Checkpoints: written whole, read without being run, and refused in one line when damaged."""
 
 import pickle
+import pickletools
 import zipfile
 
 import pytest
@@ -56,9 +57,10 @@ def test_a_missing_file_a_folder_and_a_stranger_are_refused(tmp_path):
         checkpoint.load(tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="folder"):
         checkpoint.load(tmp_path)
-    checkpoint.save(tmp_path / "c.pth", {"step": 3})
-    with pytest.raises(CheckpointError, match="generator"):
-        Generator.from_checkpoint(tmp_path / "c.pth")
+    for contents, missing in (({"config": {}}, "generator"), ({"generator": {}}, "config")):
+        checkpoint.save(tmp_path / "c.pth", contents)
+        with pytest.raises(CheckpointError, match=rf"c\.pth holds no {missing}$"):
+            Generator.from_checkpoint(tmp_path / "c.pth")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "b.pth")
     with pytest.raises(CheckpointError, match="format"):
         checkpoint.load(tmp_path / "b.pth")
@@ -73,6 +75,42 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     with pytest.raises(CheckpointError):
         checkpoint.load(tmp_path / "a.pth")
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_file_that_torch_and_zipfile_read_differently_is_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    sparse = torch.sparse_coo_tensor([[0], [0]], [1.0], (2, 2), check_invariants=True)
+    torch.save({"w": sparse}, path, _use_new_zipfile_serialization=False)
+    legacy = path.read_bytes().removeprefix(checkpoint.LEGACY)
+    assert len(legacy) < path.stat().st_size
+    longer = b"\x80\x02\x8a\x0b" + checkpoint.LEGACY[4:14] + b"\0."  # the same number
+    assert pickle.loads(longer) == pickle.loads(checkpoint.LEGACY)
+    with zipfile.ZipFile(tmp_path / "harmless.zip", "w") as archive:
+        archive.writestr("a/data.pkl", pickle.dumps({}, 2))
+        archive.infolist()[0].external_attr = 0
+    path.write_bytes(longer + legacy + (tmp_path / "harmless.zip").read_bytes())
+    with pytest.raises(CheckpointError, match=r"a\.pth is no checkpoint"):
+        checkpoint.read(path)
+
+
+def test_the_names_of_a_legacy_file_s_storages_are_looked_at_too(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"w": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+    with open(path, "rb") as file:
+        for _ in range(4):
+            list(pickletools.genops(file))
+        contents = path.read_bytes()[: file.tell()]
+    path.write_bytes(contents + pickle.dumps(print, 2))
+    with pytest.raises(CheckpointError, match="it calls '__builtin__ print'"):
+        checkpoint.read(path)
+
+
+def test_nobody_is_advised_to_run_a_file(tmp_path, recwarn):
+    path = tmp_path / "a.pth"
+    torch.save({"w": torch.zeros(2)}, path, pickle_protocol=4)  # which torch reads only so
+    with pytest.raises(CheckpointError, match=r"a\.pth.*state_dict\(\) would open") as refused:
+        checkpoint.read(path)
+    assert "weights_only" not in str(refused.value) and not recwarn
 
 
 def test_from_checkpoint_gives_the_generator_that_was_saved(tmp_path):

@@ -13,19 +13,23 @@ from models import Generator, draw, sample_latents
 from utils import SettingsError
 
 
-def with_linear_layer():
+def with_linear_layer(activation=nn.LeakyReLU):
     """A generator as other programs have: a linear layer first, and batch norm by feature."""
-    layers = [nn.Linear(6, 12), nn.BatchNorm1d(12), nn.LeakyReLU(), nn.Unflatten(1, (3, 2, 2))]
+    layers = [nn.Linear(6, 12), nn.BatchNorm1d(12), activation(), nn.Unflatten(1, (3, 2, 2))]
     network = nn.Sequential(*layers, nn.Tanh()).eval()
     network.z_dim = 6
     return network
+
+
+def with_elu():
+    return with_linear_layer(nn.ELU)
 
 
 def with_transposed_convolution():
     return Generator(6, 8, 3, 8).eval()
 
 
-@pytest.mark.parametrize("build", [with_linear_layer, with_transposed_convolution])
+@pytest.mark.parametrize("build", [with_linear_layer, with_elu, with_transposed_convolution])
 def test_they_are_the_singular_vectors_of_the_first_layer_and_its_batch_norm(build):
     torch.manual_seed(0)
     network = build()

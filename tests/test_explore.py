@@ -129,6 +129,8 @@ def test_a_file_of_latents_stands_for_a_seed(saved):
     plain = Arithmetic(load_path=saved[1], expression="5 - 3", output="b.png").run()
     image = images_of(saved[1], 5)[0]
     assert holds(Image.open(mixed), image) and holds(Image.open(plain), image)
+    words = ["--load_path", saved[1], "--output", "c.png"]
+    assert holds(Image.open(run("arithmetic", "-photo.npy + 3", *words)), image)
 
 
 def test_a_strip_has_a_row_for_each_leg_with_its_latents_at_both_ends(saved):
@@ -169,16 +171,29 @@ def test_a_turn_has_each_latent_in_the_middle_of_its_row(saved):
 
 
 @pytest.mark.parametrize(
-    "words",
-    ["walk --seeds 3", "walk --output a.jpg", "walk --frames 0", "walk --path crooked",
-     "pick --output a.webp", "pick --seeds 0-9999 --scale 50", "pick --seeds 0-10000",
-     "pick --seeds photo.npy", "turn --from a --to 4", "turn --from 3 --to 4-2",
-     "turn --from 3 --to 4 --steps 999999999", "walk --frames 999999999",
-     "arithmetic 3-", "arithmetic 3+4"],
-)  # fmt: skip
-def test_mistakes_are_refused_before_anything_is_written(saved, capsys, words):
-    with pytest.raises((SettingsError, SystemExit)):
+    ("words", "says"),
+    [
+        ("walk --seeds 3", "--seeds 3: a walk takes two"),
+        ("walk --output a.jpg", "--output a.jpg: must be"),
+        ("walk --frames 0", "--frames 0: must be at least 1"),
+        ("walk --path crooked", "--path: invalid choice"),
+        ("walk --frames 999999999", "too many for one file"),
+        ("pick --output a.webp", "--output a.webp: must be a .png"),
+        ("pick --seeds 0-9999 --scale 50", "too many for one file"),
+        ("pick --seeds 0-10000", "10,000 latents at most"),
+        ("pick --seeds photo.npy", "photo.npy: No such file"),
+        ("turn --from a --to 4", "--from a: write it like"),
+        ("turn --from 3 --to 4-2", "--to 4-2: write it like"),
+        ("turn --from 3 --to 4 --steps 999999999", "too many for one file"),
+        ("arithmetic 3-", "expression, a space before each sign: 3-:"),
+        ("arithmetic 3+4", "expression, a space before each sign: 3+4:"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_written(saved, capsys, words, says):
+    with pytest.raises((SettingsError, SystemExit)) as refused:
         run(*words.split(), "--load_path", saved[1])
+    said = capsys.readouterr().err.strip() or str(refused.value)
+    assert says in said and "\n" not in said
     assert not list(Path().iterdir())
 
 

@@ -116,6 +116,10 @@ def test_a_small_checkpoint_draws_and_discriminates_as_the_large_one(small):
     assert torch.allclose(*logits[:2], atol=1e-2) and torch.equal(*logits[1:])
     with pytest.raises(CheckpointError, match="holds no generator"):
         Generator.from_checkpoint(beside)
+    beside.unlink()
+    with pytest.raises(CheckpointError, match="holds no discriminator"):
+        generate(Request(load_path=str(output), export_checkpoint="again.pth"))
+    assert not Path("again.pth").exists()
     with pytest.raises(CheckpointError, match="can't be trained further"):
         train(Config(resume=str(output), name="further", epochs=3))
 

@@ -5,8 +5,11 @@ import pytest
 import torch
 from conftest import write_generator, write_pictures
 from PIL import Image
+from strangers import TAIL, at_random, plain_critic, up
 from torch import nn
 
+from checkpoint import CheckpointError
+from construct import ACTIVATIONS
 from dataset import to_image
 from explore import COMMANDS
 from features import recalibrate
@@ -243,6 +246,7 @@ def run(path, words):
         ("dropout --boxes 3:1,2,5", "write it like"),
         ("dropout --boxes 3:5,2,1,4", "16 pixels wide and 12 high"),
         ("dropout --boxes 3:0,0,17,4", "16 pixels wide and 12 high"),
+        (f"dropout --boxes 3:0,0,{'9' * 5000},4", "write it like"),
         ("dropout --boxes 3:0,0,16,12", "places inside"),
         ("dropout --boxes cat:0,0,6,4", "--boxes"),
         ("dropout --boxes 3:0,0,6,4 --layer 2", "--layer 2"),
@@ -280,3 +284,66 @@ def test_without_any_filter_of_a_layer_the_latent_no_longer_matters():
     generator, z = make_generator(), sample_latents([1, 2], 8)
     first, second = to_image(draw(without(generator, 1, np.ones(32, bool)), z))
     assert np.array_equal(first, second)
+
+
+# Networks of other programs -----------------------------------------------------------------------
+
+
+STRANGERS = {
+    "transposed": lambda: [nn.Unflatten(1, (9, 1, 1)), *up(9, 8, 4)],
+    "linear": lambda: [
+        nn.Linear(9, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Unflatten(1, (8, 4, 4))
+    ],
+    "hidden linear": lambda: [
+        nn.Linear(9, 30), nn.ReLU(), nn.Linear(30, 128), nn.ReLU(), nn.Unflatten(1, (8, 4, 4))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("first", STRANGERS)
+def test_hidden_layers_are_those_with_maps_whatever_their_activation(tmp_path, first, activation):
+    stranger = nn.Sequential(*STRANGERS[first](), *up(8, 6, *TAIL), nn.ConvTranspose2d(6, 3, *TAIL))
+    torch.save(at_random(stranger).state_dict(), tmp_path / "a.pth")
+    generator = Generator.from_checkpoint(tmp_path / "a.pth", activation=activation)
+    assert len(activations_of(generator)) == 2
+    maps = [maps_of(generator, torch.zeros(1, 9), layer) for layer in (1, 2)]
+    assert [tuple(one.shape) for one in maps] == [(1, 8, 4, 4), (1, 6, 8, 8)]
+
+
+def test_the_last_maps_are_those_before_hidden_linear_layers(tmp_path):
+    head = [nn.Flatten(), nn.Linear(8 * 16, 9), nn.LeakyReLU(0.2), nn.Linear(9, 1)]
+    stranger = at_random(nn.Sequential(*plain_critic()[:-1], *head))
+    torch.save(stranger.state_dict(), tmp_path / "a.pth")
+    network, x = Discriminator.from_checkpoint(tmp_path / "a.pth"), torch.rand(2, 3, 32, 32)
+    assert last_maps(network, x).shape == (2, 8, 4, 4)
+    assert strongest(network, to_image(x), 2, 1).shape == (2, 1)
+
+
+def write_both(path, critic):  # beside a generator of 16x16 colour pictures
+    generator = nn.Sequential(*up(9, 8, 4), *up(8, 6, *TAIL), nn.ConvTranspose2d(6, 3, *TAIL))
+    networks = {"G": generator, "D": nn.Sequential(*critic)}
+    torch.save({name: at_random(one).state_dict() for name, one in networks.items()}, path)
+    return str(path)
+
+
+def test_a_discriminator_takes_the_pictures_that_the_generator_draws(tmp_path, capsys):
+    path = write_both(tmp_path / "a.pth", [*plain_critic()[:-1], nn.Flatten(), nn.Linear(8 * 4, 1)])
+    assert Discriminator.from_checkpoint(path).image_size == (32, 32)  # the likeliest, by itself
+    capsys.readouterr()
+    run(path, "features --filters 2 --seeds 0-3")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "foreign" in line]
+    assert len(lines) == 2 and all("16x16 pixels" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("critic", "says"),
+    [
+        ([nn.Conv2d(1, 4, *TAIL), *plain_critic()[2:]], "but a discriminator of 1"),
+        ([*plain_critic()[:-1], nn.Flatten(), nn.Linear(8 * 64, 1)], "can't take 16x16 pixels"),
+    ],
+)
+def test_a_discriminator_of_other_pictures_is_one_line(tmp_path, critic, says):
+    path = write_both(tmp_path / "a.pth", critic)
+    with pytest.raises(CheckpointError, match=rf"a\.pth .*{says}"):
+        run(path, "features --filters 2 --seeds 0-3")

@@ -161,6 +161,28 @@ def test_small_files_claim_no_gigabytes(tmp_path):
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < (1 << 19), name
 
 
+ODD = {
+    "norm without channels": {"main.1.running_mean": torch.tensor(1.0)},
+    "kernel of none": {"main.3.weight": torch.zeros(16, 8, 0, 4)},
+    "name that no number has room for": {f"{'9' * 5000}.weight": torch.zeros(3, 3, 4, 4)},
+    "weight in odd parts": {"main.9.weight_v": torch.zeros(6, 4, 4, 4),
+                            "main.9.weight_g": torch.zeros(1, 1, 1, 1, 1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_tensors_of_odd_shapes_are_one_line(tmp_path, name):
+    state = dict(at_random(Example(7, (16, 8, 6, 4))).state_dict())
+    if "main.9.weight_v" in ODD[name]:
+        del state["main.9.weight"]
+    else:
+        del state["main.1.weight"], state["main.1.bias"]  # whose shape would count
+    torch.save(state | ODD[name], tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth") as caught:
+        Generator.from_checkpoint(tmp_path / "a.pth")
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 1000
+
+
 def test_nests_without_end_are_walked_once(tmp_path, pair):
     nest = []
     for _ in range(40):

@@ -1,6 +1,7 @@
 """Inversion: a picture that the generator draws is found again; photos, read as for training."""
 
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 import checkpoint
 from dataset import load, to_image
 from explore import COMMANDS
-from inversion import distances, invert, read_photos
+from inversion import Invert, distances, invert, read_photos
 from latents import read_latents
 from models import Discriminator, Generator, draw, sample_latents
 from sources import DataError
@@ -143,7 +144,7 @@ def test_the_command_writes_the_sheet_and_latents_that_draw_it(tmp_path, channel
         assert (np.moveaxis(windows, 3, 2) == image[0][:, None]).all((0, 2, 3)).any()
 
     _, _, *words = shlex.split(Image.open(sheet).text["command"])
-    assert run(*words, "--output", "again.png").read_bytes() != b""
+    run(*words, "--output", "again.png")
     assert np.array_equal(np.load("again.npy"), z)
     run("pick", "--load_path", path, "--seeds", "again.npy")
 
@@ -164,3 +165,12 @@ def test_a_sheet_that_is_too_large_is_refused_before_the_search(tmp_path):
     words = ["invert", "missing.png", "--load_path", path, "--scale", "1000"]
     with pytest.raises(SettingsError, match="too many"):
         parse_settings(COMMANDS, None, words).run()
+
+
+def test_no_photo_is_written_over(tmp_path):
+    folder, path = write_pictures(tmp_path / "photos", 2), write_generator(tmp_path / "a.pth", 3)
+    photos = sorted(map(str, folder.iterdir()))
+    before = [Path(photo).read_bytes() for photo in photos]
+    with pytest.raises(SettingsError, match=r"--output .*0001\.png: is one of the photos"):
+        Invert(load_path=path, photos=photos, steps=1, output=photos[1]).run()
+    assert [Path(photo).read_bytes() for photo in photos] == before

@@ -39,6 +39,7 @@ def test_a_list_takes_seeds_and_files_in_its_order(tmp_path):
      ("cut.npy", "cut.npy"), ("folder.npy", "folder.npy"), ("int.npy", "int64"),
      ("wide.npy", "1x9 of float32"), ("flat.npy", "8 of float32"), ("nan.npy", "not finite"),
      ("large.npy", "not finite"), ("good.npy:2", "rows 0 to 1"), ("0-10000", "10,000"),
+     ("none.npy", "0x8 of float32"), ("many.npy", "10,000"), ("0,many.npy:10001", "rows 0 to"),
      ("1-99999999999999999999", "10,000")],
 )  # fmt: skip
 def test_what_is_no_list_of_latents_is_refused_by_name(tmp_path, monkeypatch, text, says):
@@ -48,7 +49,7 @@ def test_what_is_no_list_of_latents_is_refused_by_name(tmp_path, monkeypatch, te
     for name, array in {
         "good": good, "int": np.zeros((2, 8), int), "wide": np.zeros((1, 9), np.float32),
         "flat": good[0], "nan": good * np.nan, "large": np.full((1, 8), 1e300),
-        "object": np.array([[{}]]),
+        "object": np.array([[{}]]), "none": good[:0], "many": np.zeros((10001, 8), np.float16),
     }.items():  # fmt: skip
         np.save(f"{name}.npy", array)
     contents = (tmp_path / "good.npy").read_bytes()
@@ -60,6 +61,13 @@ def test_what_is_no_list_of_latents_is_refused_by_name(tmp_path, monkeypatch, te
     with pytest.raises(SettingsError, match="--from ") as caught:
         read_latents(text, 8, flag="--from")
     assert says in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_of_a_long_file_single_rows_are_taken(tmp_path):
+    z = np.zeros((10001, 8), np.float32)
+    z[7], z[9] = 5, np.nan
+    np.save(tmp_path / "many.npy", z)
+    assert (read_latents(f"{tmp_path}/many.npy:7", 8)[1] == 5).all()
 
 
 def test_a_header_that_speaks_of_terabytes_claims_no_memory(tmp_path):

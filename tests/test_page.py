@@ -17,6 +17,7 @@ import pytest
 from conftest import write_generator
 
 from explore import COMMANDS
+from models import Generator
 from utils import SettingsError, parse_settings
 
 pytest.importorskip("gradio")
@@ -106,15 +107,18 @@ def test_other_addresses_are_not_served(served):
 
 
 def test_an_address_that_cannot_be_had_is_one_line():
-    from page import free_port
+    from page import check_address, serve
 
+    generator = Generator(8, 8, 1, 16)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match=f"--port {port}: Address already in use"):
-            free_port("127.0.0.1", port)
-    assert free_port("127.0.0.1", port) == port
+            check_address("127.0.0.1", port)
+        with pytest.raises(SettingsError, match=rf"--host 127\.0\.0\.1: .*{port}"):  # since then
+            serve(lambda *asked, **more: "", generator, "127.0.0.1", port)
+    check_address("127.0.0.1", port)
     with pytest.raises(SettingsError, match=r"--host 192\.0\.2\.1 "):
-        free_port("192.0.2.1")
+        check_address("192.0.2.1")
 
 
 @pytest.fixture(scope="module")
