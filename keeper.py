@@ -132,7 +132,7 @@ class Keeper:
         self.referee.see(entry)
         state = self.referee.state
         entry |= {"game": state, "game_since": self.referee.since}
-        ends = state == COLLAPSED and self.config.on_collapse == "stop"
+        ends = due.grid and state == COLLAPSED and self.config.on_collapse == "stop"
         contents = copy_states(self.players, step) if due.save or ends else {}
         measured = self.measure(step, contents) if due.measure else {}
 

@@ -286,6 +286,10 @@ def test_a_collapsed_run_says_so_and_ends_if_it_is_told_to(small, tmp_path, monk
     entry = json.loads(log[-1])
     assert (entry["step"], entry["game"], entry["game_since"]) == (3, "collapsed", 3)
     assert 0 <= entry["variety"] < referee.NONE_LEFT
+    capsys.readouterr()
+    with pytest.raises(Collapsed, match="saved step 5,"):
+        train(Config(**settings, name="stops", resume="last"))
+    assert "step 4/" not in capsys.readouterr().out  # a step without a grid to tell by
     train(Config(**settings, name="stops", resume="last", on_collapse="go_on"))
     whole = checkpoint.load(Path(small["checkpoint_dir"], "goes-on", "last.pth"))
     assert same(checkpoint.load(folder / "last.pth")["generator"], whole["generator"])
