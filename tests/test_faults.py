@@ -1,6 +1,7 @@
 """Faults under a run: full disks, damaged files, numbers that leave the range of floats."""
 
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -25,6 +26,21 @@ def test_what_cannot_be_written_is_warned_of_and_at_the_end_raised(tmp_path, cap
         record.later(checkpoint.save, nowhere, {})
         raise ZeroDivisionError  # training's own error is what a reader needs to see
     assert checkpoint.load(tmp_path / "whole.pth")
+
+
+def test_a_log_and_grids_that_are_gone_leave_nothing_to_plot(tmp_path):
+    """A user cleared them away while the run trains, or the disk was full from the start."""
+    record = Record(tmp_path / "samples")
+    shutil.rmtree(record.folder)
+    with pytest.raises(FileNotFoundError):  # which `later` warns of
+        record.log({"step": 1, "loss_d": 1.0})
+    record.plot()
+    record.folder.mkdir()
+    record.animate()
+    assert not list(record.folder.iterdir())
+    record.log({"step": 2, "frechet": 1.0})
+    record.plot()
+    assert Image.open(record.folder / "losses.png").size[0] == 900
 
 
 def test_a_full_disk_keeps_the_checkpoint_that_is_there(tmp_path):
