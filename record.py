@@ -68,7 +68,7 @@ def open_record(
     folder, sample_folder = (
         Path(parent, config.name) for parent in (config.checkpoint_dir, config.sample_dir)
     )
-    with _alone(folder):
+    with _alone(folder, sample_folder):
         if source is None or source.parent.resolve() != folder.resolve():
             set_aside(folder)
             set_aside(sample_folder)
@@ -81,20 +81,21 @@ def open_record(
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing the run in `folder`, until this one ends in any way."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise CheckpointError(f"{folder} is being written by another process") from None
-    except NotImplementedError:
-        warn(f"{folder}: nothing can be locked on this disk; start no second run of this name")
-    try:
+def _alone(*folders: Path) -> Iterator[None]:
+    """Keep other processes from writing the run in `folders`, until this one ends in any way."""
+    with contextlib.ExitStack() as stack:
+        for folder in {folder.resolve(): folder for folder in folders}.values():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+            stack.callback(lock.release)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                problem = f"{folder} is being written by another process"
+                raise CheckpointError(f"{problem}: add --name for a run beside it") from None
+            except NotImplementedError:
+                warn(f"{folder}: can't be locked on this disk; start no second run of this name")
         yield
-    finally:
-        lock.release()
 
 
 class Record:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -164,20 +165,27 @@ def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(small, tm
     assert "epoch_0002.pth" in capsys.readouterr().err
     log = (tmp_path / "samples" / "pictures" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(1, 16))
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["pictures"]
+    assert [path.name for path in (tmp_path / "samples").glob("pictures*")] == ["pictures"]
 
 
 def test_two_processes_do_not_write_one_run(small, tmp_path):
-    folder = tmp_path / "checkpoints" / "pictures"
+    """Neither its checkpoints nor its log and pictures."""
     config = Config(**small, name="pictures")
     images = np.zeros((4, 16, 16, 3), np.uint8)
     with open_record(config, 0, None, images) as record:
         record.log({"step": 1})
         before = sorted(tmp_path.rglob("*"))
-        with pytest.raises(CheckpointError, match="another process"):
-            train(config)
+        for place in ("checkpoint_dir", "sample_dir"):
+            other = replace(config, **{place: str(tmp_path / "cache" / "other")})
+            with pytest.raises(CheckpointError, match="pictures is being written by another"):
+                train(other)
         assert sorted(path for path in tmp_path.rglob("*") if "cache" not in str(path)) == before
-    assert folder.exists() and checkpoint.load(train(config))["step"] == 10
+    assert checkpoint.load(train(config))["step"] == 10
+
+
+def test_one_folder_may_take_both_checkpoints_and_pictures(small, tmp_path):
+    last = train(Config(**small | {"sample_dir": small["checkpoint_dir"]}, steps=2))
+    assert {"last.pth", "log.jsonl", "real.png"} <= {path.name for path in last.parent.iterdir()}
 
 
 def test_a_grid_that_cannot_be_read_is_left_out_of_the_animation(small, tmp_path, capsys):
