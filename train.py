@@ -71,9 +71,10 @@ def train(config: Config) -> Path:
         SettingsError, DataError, CheckpointError: before anything is written but decoded pictures,
             for settings, data or a checkpoint that cannot be used.
     """
+    with ranks.only_first_speaks():
+        config, saved = find_run(config)
     device = pick_device(config.device)
     with ranks.joined(device):
-        config, saved = find_run(config)
         config = replace(config, precision=pick_precision(config.precision, device))
         check_run(config, device)
         images = load_images(config)

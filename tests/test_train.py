@@ -174,6 +174,18 @@ def test_resume_takes_what_is_not_given_from_the_checkpoint(small):
     assert checkpoint.load(first)["step"] == 5
 
 
+def test_resume_takes_the_device_that_was_named_from_the_checkpoint(small):
+    """As --device mps, which auto would not take."""
+    last = train(Config(**small, steps=1))
+    contents = checkpoint.load(last)
+    contents["config"]["device"] = "cuda:99"
+    checkpoint.save(last, contents)
+    settings = {"resume": str(last), "steps": 2}
+    with pytest.raises(SettingsError, match="--device cuda:99"):
+        train(Config(**settings))
+    assert checkpoint.load(train(Config(**settings, device="cpu")))["step"] == 2
+
+
 def test_resume_refuses_another_setting_naming_both_values(small):
     train(Config(**small, steps=1))
     with pytest.raises(CheckpointError, match=r"--batch_size 8.*last\.pth.*with 4"):
