@@ -94,11 +94,11 @@ class Keeper:
         self.latents = to_device(z, next(players.generator.parameters()).device)
         self.referee = Referee(LOSSES[config.loss], record.entries())
         self.advised = -1  # the beginning of the last stretch that was advised on
-        self.began = self.clock = time.perf_counter()
         self.logged = plan.start
         if best and plan.start:
             best.recall()
             self.catch_up()
+        self.began = self.clock = time.perf_counter()
 
     def catch_up(self) -> None:
         """Measure what a signal left unmeasured when it stopped the run that this one goes on."""
