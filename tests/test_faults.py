@@ -131,7 +131,11 @@ def counts(state):
     state["step"] = -5
 
 
-@pytest.mark.parametrize("spoil", [shape, moment, network, kind, counts])
+def names(state):
+    state["config"][5] = "five"
+
+
+@pytest.mark.parametrize("spoil", [shape, moment, network, kind, counts, names])
 def test_a_state_that_does_not_fit_is_refused(small, spoil):
     """Adam in one kernel would write where no moments are."""
     last = train(Config(**small, steps=5))
