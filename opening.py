@@ -1,4 +1,4 @@
-"""Which generator to draw with: the settings that generate.py and explore.py share."""
+"""Which generator to draw with: the settings that generate.py, evaluate.py and explore.py share."""
 
 from __future__ import annotations
 
