@@ -146,7 +146,8 @@ def run_name(data: str) -> str:
     """Name a run after its data: the last part of a path, without the suffix of a file."""
     path = Path(data).resolve()
     name = path.stem if path.is_file() else path.name
-    return re.sub(r"[/\\:]|\.$", "_", name)[:100] or "pictures"
+    # Cut, as a cache is named after it too, at some length, and no name may have over 255 bytes.
+    return re.sub(r"[/\\:]|\.$", "_", name[:50]) or "pictures"
 
 
 def load(

@@ -143,6 +143,14 @@ def test_what_an_earlier_run_left_is_set_aside_and_not_lost(small, tmp_path, cap
     assert {"epoch_0001.pth", "epoch_0002.pth"} <= names
 
 
+@pytest.mark.parametrize("name", ["猫" * 80, f"{'c' * 49}." * 2 + "s"])
+def test_a_run_is_named_after_a_folder_with_a_long_name(small, name):
+    """Which has 240 bytes, or a dot where the name is cut."""
+    data = Path(small["data"]).rename(Path(small["data"]).with_name(name))
+    last = train(Config(**small | {"data": str(data)}, steps=1))
+    assert name[:49] in last.parent.name and last.exists()
+
+
 def test_few_steps_are_warned_of(small, capsys):
     train(Config(**small, name="few"))
     assert "10 steps are few" in capsys.readouterr().err
