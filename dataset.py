@@ -146,7 +146,8 @@ def run_name(data: str) -> str:
     """Name a run after its data: the last part of a path, without the suffix of a file."""
     path = Path(data).resolve()
     name = path.stem if path.is_file() else path.name
-    return re.sub(r"[/\\:]|\.$", "_", name)[:100] or "pictures"
+    # Cut, as a cache is named after it too, at some length, and no name may have over 255 bytes.
+    return re.sub(r"[/\\:]|\.$", "_", name[:50]) or "pictures"
 
 
 def load(
@@ -216,9 +217,12 @@ def find_alike(images: np.ndarray, mirror: bool = False) -> list[tuple[int, int]
     # Means over a grid of 8 cells a side or a few more, which differ by little more than ALIKE
     # where the pictures don't differ by more.
     cell = images.shape[1] // 8, images.shape[2] // 8
-    grey = [to_tensor(images[rows]).mean(1, keepdim=True) * 127.5 for rows in _chunks(distinct)]
-    thumbnails = torch.cat([F.avg_pool2d(x, cell).flatten(1) for x in grey])
-    turned = torch.cat([F.avg_pool2d(x.flip(3), cell).flatten(1) for x in grey])
+    both = []
+    for rows in _chunks(distinct):
+        grey = images[rows].mean(3, dtype=np.float32)  # torch's blocks would leave holes behind
+        sides = torch.from_numpy(np.stack([grey, grey[:, :, ::-1]], 1))
+        both.append(F.avg_pool2d(sides, cell).flatten(2))
+    thumbnails, turned = torch.cat(both).unbind(1)
     wanted = turned if mirror else thumbnails
     bound = 1.2 * ALIKE * thumbnails.shape[1] ** 0.5
     chunks = _chunks(np.arange(len(distinct)))

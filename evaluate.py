@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 import atomic
 from checkpoint import CheckpointError
-from construct import ACTIVATIONS
 from dataset import load, parse_size, random_at
 from features import (
     NETWORKS,
@@ -32,12 +31,11 @@ from features import (
     real_features,
 )
 from metrics import FEWEST, compare, nearest
-from models import Generator
+from opening import Opening
 from sources import NAMED_SETS, DataError
 from utils import (
     REQUIRED,
     SettingsError,
-    check_settings,
     check_writable,
     parse_settings,
     pick_device,
@@ -59,7 +57,7 @@ which can miss a copy that a person sees, and take for one what is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(Opening):
     """Which pictures to compare, and by which features.
 
     Raises:
@@ -82,17 +80,6 @@ class Request:
     num_output: int | None = setting(
         "pictures", None, "how many of each", shown=f"all there are, to {MOST}", minimum=FEWEST
     )
-    no_ema: bool = setting("pictures", False, "the last step's weights, not their average")
-    activation: str | None = setting(
-        "pictures", None, "of another program's generator",
-        shown="as batch norm tells, or relu",
-        choices=tuple(ACTIVATIONS),
-    )  # fmt: skip
-    z_dist: str | None = setting(
-        "pictures", None, "another program's z, from N(0, 1) or U(-1, 1)",
-        shown="as batch norm tells, or normal",
-        choices=("normal", "uniform"),
-    )  # fmt: skip
     seed: int = setting(
         "pictures", 0, "of the first one drawn; the others count up", minimum=0, below=2**62
     )
@@ -111,16 +98,13 @@ class Request:
         "files", None, "the metrics, a .json file; the sheet is the .png beside it",
         shown="beside the checkpoint",
     )  # fmt: skip
-    device: str = setting("run", "auto", "cpu, cuda, cuda:1, mps; auto: cuda or cpu")
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if (self.load_path is None) == (self.images is None):
             raise SettingsError("give one of --load_path, a checkpoint, and --images, a folder")
         if self.images is not None and (self.activation or self.z_dist):
             raise SettingsError("--activation and --z_dist: are for --load_path, a checkpoint")
-        if self.image_size is not None:
-            parse_size(self.image_size)
         if self.feature_network == "discriminator" and self.load_path is None:
             raise SettingsError("--feature_network discriminator: takes a checkpoint, --load_path")
         if self.inception_weights is not None and self.feature_network != "inception":
@@ -143,14 +127,10 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
     Raises:
         SettingsError, DataError, CheckpointError: before anything is written but what is cached.
     """
-    device = pick_device(request.device)
     output = request.json_path()
     check_writable(output.parent)
-    generator = request.load_path and Generator.from_checkpoint(
-        request.load_path, device, not request.no_ema,
-        activation=request.activation, z_dist=request.z_dist,
-        image_size=request.image_size and parse_size(request.image_size),
-    )  # fmt: skip
+    device = pick_device(request.device)
+    generator = request.open_generator() if request.load_path else None
     network = load_network(request.feature_network, request.load_path, request.inception_weights)
     network.to(device)
     real, fake, rows = open_pictures(request, generator)

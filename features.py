@@ -146,12 +146,11 @@ def untrained(network: Discriminator, seed: int) -> Discriminator:
 
 
 @torch.no_grad()
-@torch.no_grad()
 def recalibrate(network: nn.Module, stream: Iterable[Tensor]) -> None:
     """Give batch norm the mean of the statistics that it meets in batches of inputs.
 
     The authors' code does so to a discriminator with the training pictures: the running averages
-    of its training are those of real and generated ones.
+    of its training are those of real and generated ones. Leaves the network in eval mode.
     """
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     for layer in norms:
@@ -256,8 +255,10 @@ def real_features(
     download_dir: str,
     cache_dir: str,
 ) -> Tensor:
-    """Give the features (N, D) of the real pictures at N `rows` of `images`, which are those of
-    `data`; kept in `cache_dir` if they will be of use again, for which `rows` must begin alike.
+    """Give the features (N, D) of the real pictures of `data` at N `rows` of its `images`.
+
+    If they will be of use again they are kept in `cache_dir`, for which all calls' rows must begin
+    alike.
 
     Raises:
         DataError, OSError: `data` is gone, or the file of features can't be read or written.

@@ -94,11 +94,11 @@ class Keeper:
         self.latents = to_device(z, next(players.generator.parameters()).device)
         self.referee = Referee(LOSSES[config.loss], record.entries())
         self.advised = -1  # the beginning of the last stretch that was advised on
-        self.began = self.clock = time.perf_counter()
         self.logged = plan.start
         if best and plan.start:
             best.recall()
             self.catch_up()
+        self.began = self.clock = time.perf_counter()
 
     def catch_up(self) -> None:
         """Measure what a signal left unmeasured when it stopped the run that this one goes on."""
@@ -132,7 +132,7 @@ class Keeper:
         self.referee.see(entry)
         state = self.referee.state
         entry |= {"game": state, "game_since": self.referee.since}
-        ends = state == COLLAPSED and self.config.on_collapse == "stop"
+        ends = due.grid and state == COLLAPSED and self.config.on_collapse == "stop"
         contents = copy_states(self.players, step) if due.save or ends else {}
         measured = self.measure(step, contents) if due.measure else {}
 

@@ -8,18 +8,15 @@ Further folders may lie above these. Named sets are read as though they lay in s
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from cache import open_cached
 from dataset import random_at, run_name
-from sources import NAMED_SETS, DataError, Found, find
+from sources import NAMED_SETS, DataError, Found, find, from_array, open_part
 from utils import warn
 
 EVERY = 5  # of so many pictures one is set apart, up to the DCGAN authors' number
@@ -101,7 +98,7 @@ def set_apart(
 
 
 def find_labelled(data: str, download_dir: str) -> Found:
-    """Find pictures as `sources.find`; a named set's have names PART/CLASS/NUMBER, of both parts.
+    """Find pictures as `sources.find`; those of a named set's parts lie in PART/CLASS.
 
     Raises:
         DataError: as `sources.find`, or the set has no classes.
@@ -113,41 +110,10 @@ def find_labelled(data: str, download_dir: str) -> Found:
     if data == "digits":
         from sklearn.datasets import load_digits
 
-        found = find(data, download_dir)
-        pairs = zip(load_digits().target, found.names, strict=True)
-        return found._replace(names=[f"{label}/{name}" for label, name in pairs])
-    arrays, names = [], []
-    for part in ("train", "test"):
-        try:
-            array, labels = open_part(data, download_dir, part)
-        except Exception as error:  # as in sources.py: each cause has its own class
-            reason = str(error).strip().split("\n")[0]
-            raise DataError(
-                f"--data {data}: its {part} part is not in --download_dir {download_dir}, and "
-                f"downloading it failed ({type(error).__name__}: {reason})"
-            ) from error
-        arrays.append(array)
-        names += [f"{part}/{int(label)}/{i}" for i, label in enumerate(labels, len(names))]
-    array = np.concatenate(arrays)
-
-    def open_row(name: str) -> Image.Image:
-        return Image.fromarray(array[int(name.split("/")[-1])])
-
-    stamp = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
-    return Found(names, open_row, stamp, [], in_memory=True)
-
-
-def open_part(name: str, download_dir: str, part: str) -> tuple[np.ndarray, Sequence[int]]:
-    """Give the pictures (N, H, W) or (N, H, W, C) uint8 of torchvision's set, and their classes."""
-    from torchvision import datasets
-
-    if name == "svhn":
-        opened = datasets.SVHN(download_dir, part, download=True)
-        return opened.data.transpose(0, 2, 3, 1), opened.labels
-    kinds = {
-        "mnist": datasets.MNIST,
-        "fashion_mnist": datasets.FashionMNIST,
-        "cifar10": datasets.CIFAR10,
-    }
-    opened = kinds[name](download_dir, part == "train", download=True)
-    return np.asarray(opened.data), opened.targets
+        found, places = find(data, download_dir), load_digits().target
+    else:
+        parts = {part: open_part(data, download_dir, part) for part in ("train", "test")}
+        found = from_array(data, np.concatenate([array for array, _ in parts.values()]))
+        places = [f"{part}/{int(label)}" for part in parts for label in parts[part][1]]
+    names = [f"{place}/{name}" for place, name in zip(places, found.names, strict=True)]
+    return found._replace(names=names)

@@ -1,4 +1,4 @@
-"""Which networks to draw and look with: the settings that generate.py and explore.py share."""
+"""Which networks to open: the settings that generate.py, evaluate.py and explore.py share."""
 
 from __future__ import annotations
 

@@ -42,11 +42,25 @@ def local_rank() -> int:
 
 
 @contextlib.contextmanager
+def only_first_speaks() -> Iterator[None]:
+    """Silence the processes but the first that torchrun started, before or after they have joined.
+
+    What another one raises is still seen, as that leaves the context.
+    """
+    with contextlib.ExitStack() as stack:
+        if int(os.environ.get("RANK", 0)) > 0:
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+            stack.enter_context(contextlib.redirect_stderr(silence))
+        yield
+
+
+@contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """Join the processes that torchrun started, if it did; only the first of them speaks.
 
-    What another rank raises is still seen, as that leaves the context. A rank that fails does not
-    take its leave, for which it would wait for the others; torchrun ends them.
+    A rank that fails does not take its leave, for which it would wait for the others; torchrun
+    ends them.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or joined_others():
         yield
@@ -55,11 +69,7 @@ def joined(device: torch.device) -> Iterator[None]:
         dist.init_process_group("nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
-    with contextlib.ExitStack() as stack:
-        if rank() > 0:
-            silence = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(silence))
-            stack.enter_context(contextlib.redirect_stderr(silence))
+    with only_first_speaks():
         yield
     _between_hosts.cache_clear()
     dist.destroy_process_group()

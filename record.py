@@ -68,7 +68,7 @@ def open_record(
     folder, sample_folder = (
         Path(parent, config.name) for parent in (config.checkpoint_dir, config.sample_dir)
     )
-    with _alone(folder):
+    with _alone(folder, sample_folder):
         if source is None or source.parent.resolve() != folder.resolve():
             set_aside(folder)
             set_aside(sample_folder)
@@ -81,20 +81,21 @@ def open_record(
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing the run in `folder`, until this one ends in any way."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise CheckpointError(f"{folder} is being written by another process") from None
-    except NotImplementedError:
-        warn(f"{folder}: nothing can be locked on this disk; start no second run of this name")
-    try:
+def _alone(*folders: Path) -> Iterator[None]:
+    """Keep other processes from writing the run in `folders`, until this one ends in any way."""
+    with contextlib.ExitStack() as stack:
+        for folder in {folder.resolve(): folder for folder in folders}.values():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+            stack.callback(lock.release)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                problem = f"{folder} is being written by another process"
+                raise CheckpointError(f"{problem}: add --name for a run beside it") from None
+            except NotImplementedError:
+                warn(f"{folder}: can't be locked on this disk; start no second run of this name")
         yield
-    finally:
-        lock.release()
 
 
 class Record:
@@ -143,6 +144,8 @@ class Record:
             raise
         finally:
             self.thread.shutdown(wait=not hurried, cancel_futures=hurried)
+            if self.writer:
+                self.writer.close()  # which would keep its last minutes to itself
 
     def later(self, work: Callable[..., None], *arguments: Any) -> None:
         """Do `work` in a thread, after what was put off before it, while training goes on.
@@ -192,13 +195,11 @@ class Record:
             self.writer.add_image(name.split("_")[0], pixels, step, dataformats="HWC")
 
     def plot(self) -> None:
-        """Write losses.png from the log."""
+        """Write losses.png from the log, if that is still there."""
         plot_log(self.folder / "losses.png", self.entries())
-        if self.writer:
-            self.writer.flush()
 
     def animate(self) -> None:
-        """Write training.webp from the grids step_*.png."""
+        """Write training.webp from the grids step_*.png, if there are any left."""
         animate_files(self.folder / "training.webp", self.grids())
 
 
@@ -207,7 +208,10 @@ def _json_line(entry: Mapping[str, Any]) -> bytes:
 
 
 def animate_files(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> None:
-    """Write picture files as one that loops in `seconds`, evenly thinned to 100 frames at most."""
+    """Write picture files as one that loops in `seconds`, evenly thinned to 100 frames at most.
+
+    Writes nothing where there are none that can be read.
+    """
     taken = np.linspace(0, len(frames) - 1, min(len(frames), 100)).round().astype(int)
     pictures = []
     for i in taken:
@@ -215,12 +219,17 @@ def animate_files(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> N
             pictures.append(to_channels(Image.open(frames[i]), 3).copy())
         except OSError:
             warn(f"{frames[i]} can't be read, and is left out of {path.name}")
+    if not pictures:
+        return
     durations = [round(seconds * 1000 / len(pictures))] * (len(pictures) - 1) + [2000]
     write_animation(path, pictures, durations)
 
 
 def plot_log(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Plot the losses, D(x) and D(G(z)), variety, and the distance from real pictures if known."""
+    """Plot the losses, D(x) and D(G(z)), variety, and the distance from real pictures if known.
+
+    Writes nothing where none of them is.
+    """
     panels = {
         "loss": {"loss_d": "discriminator", "loss_g": "generator"},
         "D's output": {"d_real": "D(x)", "d_fake": "D(G(z))"},
@@ -230,8 +239,10 @@ def plot_log(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     }
     logged = {name for entry in entries for name in entry}
     panels = {label: lines for label, lines in panels.items() if logged & lines.keys()}
+    if not panels:
+        return
     figure = Figure(figsize=(9, 2.6 * len(panels)), layout="constrained")
-    rows = figure.subplots(len(panels), sharex=True)
+    rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axes, (label, lines) in zip(rows, panels.items(), strict=True):
         for name, legend in lines.items():
             points = [(entry["step"], entry[name]) for entry in entries if name in entry]

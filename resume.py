@@ -92,7 +92,8 @@ def merge(config: Config, stored: dict[str, Any], source: Path) -> Config:
     """Take what `config` was given over what is `stored`, and refuse what can't change midway."""
     unknown = stored.keys() - {field.name for field in fields(config)}
     if unknown:
-        raise CheckpointError(f"{source} is of another version; it has {', '.join(unknown)}")
+        names = ", ".join(sorted(map(str, unknown)))
+        raise CheckpointError(f"{source} is of another version; it has {names}")
     given = {name: getattr(config, name) for name in config.given}
     for field in fields(config):
         name = field.name

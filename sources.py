@@ -14,7 +14,7 @@ import stat
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -187,17 +187,38 @@ def _has_suffix(name: str) -> bool:
 
 
 def _find_named(name: str, download_dir: str) -> Found:
-    # Imported here, as either takes longer than all else that a script starts with.
     if name == "digits":
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # takes longer than all else a script starts with
 
-        return _from_array(name, (load_digits().images * (255 / 16)).round().astype(np.uint8))
-
-    from torchvision import datasets
-
-    folder = Path(download_dir) / "celeba" / "img_align_celeba"
-    if name == "celeba" and folder.is_dir():
+        return from_array(name, (load_digits().images * (255 / 16)).round().astype(np.uint8))
+    if name == "celeba":
+        folder = Path(download_dir) / "celeba" / "img_align_celeba"
+        if not folder.is_dir():
+            _open_torchvision(name, download_dir, "train")
         return _find_files(folder)
+    return from_array(name, open_part(name, download_dir, "train")[0])
+
+
+def open_part(name: str, download_dir: str, part: str) -> tuple[np.ndarray, Sequence[int]]:
+    """Give a named set's pictures (N, H, W) or (N, H, W, C) uint8 of one part, and their classes.
+
+    Args:
+        name: one of `NAMED_SETS` that torchvision has as arrays, all but digits and celeba.
+        part: "train" or "test".
+
+    Raises:
+        DataError: it can't be downloaded to `download_dir`.
+    """
+    if name == "svhn":
+        opened = _open_torchvision(name, download_dir, part)
+        return opened.data.transpose(0, 2, 3, 1), opened.labels  # stored as (N, C, H, W)
+    opened = _open_torchvision(name, download_dir, part == "train")
+    return np.asarray(opened.data), opened.targets
+
+
+def _open_torchvision(name: str, download_dir: str, part: str | bool) -> Any:
+    from torchvision import datasets  # as late as scikit-learn's
+
     kinds = {
         "mnist": datasets.MNIST,
         "fashion_mnist": datasets.FashionMNIST,
@@ -206,22 +227,17 @@ def _find_named(name: str, download_dir: str) -> Found:
         "celeba": datasets.CelebA,
     }
     try:
-        opened = kinds[name](download_dir, download=True)  # the training part, but for CelebA
+        return kinds[name](download_dir, part, download=True)
     except Exception as error:  # no network, no mirror, no disk, no gdown: each its own class
         reason = str(error).strip().split("\n")[0]
         raise DataError(
             f"--data {name}: not in --download_dir {download_dir}, and downloading it failed "
             f"({type(error).__name__}: {reason})"
         ) from error
-    if name == "celeba":
-        return _find_files(folder)
-    array = np.asarray(opened.data)
-    if name == "svhn":
-        array = array.transpose(0, 2, 3, 1)  # stored as (N, C, H, W)
-    return _from_array(name, array)
 
 
-def _from_array(name: str, array: np.ndarray) -> Found:
+def from_array(name: str, array: np.ndarray) -> Found:
+    """Give pictures (N, H, W) or (N, H, W, C) uint8 as found, by names that end in their rows."""
     names = [f"{name} {i}" for i in range(len(array))]
     stamp = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
     return Found(names, functools.partial(_open_row, array), stamp, [], in_memory=True)

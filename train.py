@@ -56,7 +56,7 @@ from utils import (
     warn,
 )
 
-SMALL_SETS = {"augment": 500}  # pictures below which a setting measured better
+SMALL_SET = 500  # pictures below which --augment measured better
 FEW_STEPS = 500  # digits were readable after 280 steps, the eyes of cats after 600
 
 
@@ -71,9 +71,10 @@ def train(config: Config) -> Path:
         SettingsError, DataError, CheckpointError: before anything is written but decoded pictures,
             for settings, data or a checkpoint that cannot be used.
     """
+    with ranks.only_first_speaks():
+        config, saved = find_run(config)
     device = pick_device(config.device)
     with ranks.joined(device):
-        config, saved = find_run(config)
         config = replace(config, precision=pick_precision(config.precision, device))
         check_run(config, device)
         images = load_images(config)
@@ -173,12 +174,9 @@ def make_plan(config: Config, count: int, saved: Mapping[str, Any] | None) -> Pl
     total = config.steps or config.epochs * steps_per_epoch
     if config.steps is None and total < FEW_STEPS:
         warn(f"{total} steps are few to learn from; raise --epochs, or lower --batch_size")
-    missing = [
-        flag for flag, few in SMALL_SETS.items() if count < few and not getattr(config, flag)
-    ]
-    if missing and Path(config.data).exists():  # not for sets by name, mostly of digits
-        flags = " and ".join(f"--{name}" for name in missing)
-        print(f"{count:,} pictures are a small set: {flags} may draw better (docs/quality.md)")
+    # Not for sets by name, mostly of digits.
+    if count < SMALL_SET and not config.augment and Path(config.data).exists():
+        print(f"{count:,} pictures are a small set: --augment may draw better (docs/quality.md)")
     start, source = (saved["step"], saved["path"]) if saved else (0, None)
     return Plan(batch_size, steps_per_epoch, start, total, source)
 

@@ -1,7 +1,10 @@
 """Checkpoints: written whole, read without being run, and refused in one line when damaged."""
 
+import errno
+import os
 import pickle
 import pickletools
+import stat
 import zipfile
 
 import pytest
@@ -27,6 +30,21 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
         checkpoint.save(path, {"step": lambda: 2})
     assert checkpoint.load(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="flushes no folders")
+def test_a_folder_that_cannot_be_flushed_is_named(tmp_path, monkeypatch):
+    """As those of some network disks; the file is in its place by then."""
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Invalid") as caught:
+        checkpoint.save(tmp_path / "a.pth", {"step": 1})
+    assert caught.value.filename == str(tmp_path / "a.pth")
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
 

@@ -96,6 +96,17 @@ def test_copies_and_mirror_images_are_found_even_saved_again():
     assert find_alike(np.zeros((5000, 9, 8, 1), np.uint8))[-1] == (0, 4999)
 
 
+def test_the_doctor_holds_few_pictures_at_a_time():
+    resource = pytest.importorskip("resource")
+    images = np.random.default_rng(0).integers(0, 256, (4000, 8, 8, 1), np.uint8)
+    images = images.repeat(16, 1).repeat(16, 2)
+    find_alike(images[:250])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert find_alike(images) == []
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 150_000  # in KB; as floats they are 262 MB
+
+
 def test_the_doctor_reports_and_writes_a_contact_sheet(pictures, tmp_path):
     (pictures / "zz.png").write_bytes((pictures / "0002.png").read_bytes())
     (pictures / "bad.png").write_bytes(b"")

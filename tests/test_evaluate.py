@@ -9,41 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_pictures
+from conftest import write_generator, write_pictures
 from PIL import Image
 
 import checkpoint
 import evaluate as script
 import features
 from evaluate import Request, evaluate
-from models import Discriminator, Generator
 from utils import SettingsError
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["kid", "precision", "recall", "density", "coverage"]
 
 
-def save(path, channels=3):
-    """Write a checkpoint of small networks of 12x16 pixels, as training does."""
-    torch.manual_seed(0)
-    networks = {
-        "generator": Generator(8, 4, channels, (12, 16)),
-        "discriminator": Discriminator(4, channels, (12, 16)),
-    }
-    config = {
-        "z_dim": 8, "features": 4, "channels": channels, "image_size": "12x16",
-        "max_features": 1024, "norm": "batch", "activation": "relu", "z_dist": "normal",
-    }  # fmt: skip
-    states = {name: network.state_dict() for name, network in networks.items()}
-    checkpoint.save(path, {"config": config, **states})
-    return str(path)
-
-
 @pytest.fixture
 def asked(tmp_path, pictures):
     """Settings that compare the pictures of a small checkpoint with a folder of 20."""
     return {
-        "load_path": save(tmp_path / "a.pth"), "data": str(pictures), "device": "cpu",
+        "load_path": write_generator(tmp_path / "a.pth", 3), "data": str(pictures), "device": "cpu",
         "feature_network": "discriminator", "cache_dir": str(tmp_path / "cache"),
     }  # fmt: skip
 
@@ -118,7 +101,7 @@ def test_the_features_of_real_pictures_are_read_again(asked, extracted, tmp_path
     assert extracted == [("real pictures", 20), ("generated pictures", 20)]
     assert evaluate(Request(**asked)) == first
     assert extracted[2:] == [("generated pictures", 20)]
-    asked["load_path"] = save(tmp_path / "grey.pth", 1)
+    asked["load_path"] = write_generator(tmp_path / "grey.pth")
     evaluate(Request(**asked))
     write_pictures(Path(asked["data"]), 1, first=20)
     evaluate(Request(**asked, num_output=6))
@@ -139,7 +122,7 @@ def test_efficientnet_runs_without_a_network(asked):
 def test_grey_and_transparent_pictures_are_compared_as_the_generator_draws_them(
     asked, tmp_path, channels
 ):
-    asked["load_path"] = save(tmp_path / "b.pth", channels)
+    asked["load_path"] = write_generator(tmp_path / "b.pth", channels)
     assert evaluate(Request(**asked, neighbours=True))[0]["channels"] == channels
 
 

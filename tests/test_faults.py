@@ -1,7 +1,9 @@
 """Faults under a run: full disks, damaged files, numbers that leave the range of floats."""
 
 import json
+import shutil
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +27,21 @@ def test_what_cannot_be_written_is_warned_of_and_at_the_end_raised(tmp_path, cap
         record.later(checkpoint.save, nowhere, {})
         raise ZeroDivisionError  # training's own error is what a reader needs to see
     assert checkpoint.load(tmp_path / "whole.pth")
+
+
+def test_a_log_and_grids_that_are_gone_leave_nothing_to_plot(tmp_path):
+    """A user cleared them away while the run trains, or the disk was full from the start."""
+    record = Record(tmp_path / "samples")
+    shutil.rmtree(record.folder)
+    with pytest.raises(FileNotFoundError):  # which `later` warns of
+        record.log({"step": 1, "loss_d": 1.0})
+    record.plot()
+    record.folder.mkdir()
+    record.animate()
+    assert not list(record.folder.iterdir())
+    record.log({"step": 2, "frechet": 1.0})
+    record.plot()
+    assert Image.open(record.folder / "losses.png").size[0] == 900
 
 
 def test_a_full_disk_keeps_the_checkpoint_that_is_there(tmp_path):
@@ -114,7 +131,11 @@ def counts(state):
     state["step"] = -5
 
 
-@pytest.mark.parametrize("spoil", [shape, moment, network, kind, counts])
+def names(state):
+    state["config"][5] = "five"
+
+
+@pytest.mark.parametrize("spoil", [shape, moment, network, kind, counts, names])
 def test_a_state_that_does_not_fit_is_refused(small, spoil):
     """Adam in one kernel would write where no moments are."""
     last = train(Config(**small, steps=5))
@@ -148,20 +169,27 @@ def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(small, tm
     assert "epoch_0002.pth" in capsys.readouterr().err
     log = (tmp_path / "samples" / "pictures" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(1, 16))
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["pictures"]
+    assert [path.name for path in (tmp_path / "samples").glob("pictures*")] == ["pictures"]
 
 
 def test_two_processes_do_not_write_one_run(small, tmp_path):
-    folder = tmp_path / "checkpoints" / "pictures"
+    """Neither its checkpoints nor its log and pictures."""
     config = Config(**small, name="pictures")
     images = np.zeros((4, 16, 16, 3), np.uint8)
     with open_record(config, 0, None, images) as record:
         record.log({"step": 1})
         before = sorted(tmp_path.rglob("*"))
-        with pytest.raises(CheckpointError, match="another process"):
-            train(config)
+        for place in ("checkpoint_dir", "sample_dir"):
+            other = replace(config, **{place: str(tmp_path / "cache" / "other")})
+            with pytest.raises(CheckpointError, match="pictures is being written by another"):
+                train(other)
         assert sorted(path for path in tmp_path.rglob("*") if "cache" not in str(path)) == before
-    assert folder.exists() and checkpoint.load(train(config))["step"] == 10
+    assert checkpoint.load(train(config))["step"] == 10
+
+
+def test_one_folder_may_take_both_checkpoints_and_pictures(small, tmp_path):
+    last = train(Config(**small | {"sample_dir": small["checkpoint_dir"]}, steps=2))
+    assert {"last.pth", "log.jsonl", "real.png"} <= {path.name for path in last.parent.iterdir()}
 
 
 def test_a_grid_that_cannot_be_read_is_left_out_of_the_animation(small, tmp_path, capsys):

@@ -73,12 +73,20 @@ def test_a_second_interrupt_does_not_wait_unless_it_is_the_first_delivered_twice
 
 
 def test_a_user_who_interrupts_waits_for_one_file_at_most(tmp_path):
-    written = []
+    written, began, left = [], threading.Event(), threading.Event()
+
+    def write(i):
+        began.set()
+        if left.wait(10):  # for which the interrupted run does not wait
+            written.append(i)
+
     with pytest.raises(KeyboardInterrupt), Record(tmp_path) as record:
         for i in range(5):
-            record.later(lambda i=i: (time.sleep(0.2), written.append(i)))
+            record.later(write, i)
+        began.wait(60)
         raise KeyboardInterrupt
-    time.sleep(0.5)
+    left.set()
+    record.thread.shutdown()
     assert written == [0]
 
 

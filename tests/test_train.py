@@ -143,6 +143,14 @@ def test_what_an_earlier_run_left_is_set_aside_and_not_lost(small, tmp_path, cap
     assert {"epoch_0001.pth", "epoch_0002.pth"} <= names
 
 
+@pytest.mark.parametrize("name", ["猫" * 80, f"{'c' * 49}." * 2 + "s"])
+def test_a_run_is_named_after_a_folder_with_a_long_name(small, name):
+    """Which has 240 bytes, or a dot where the name is cut."""
+    data = Path(small["data"]).rename(Path(small["data"]).with_name(name))
+    last = train(Config(**small | {"data": str(data)}, steps=1))
+    assert name[:49] in last.parent.name and last.exists()
+
+
 def test_few_steps_are_warned_of(small, capsys):
     train(Config(**small, name="few"))
     assert "10 steps are few" in capsys.readouterr().err
@@ -172,6 +180,18 @@ def test_resume_takes_what_is_not_given_from_the_checkpoint(small):
     branch = train(Config(name="branch", resume=str(first), steps=6))
     assert branch.parent.name == "branch" and checkpoint.load(branch)["step"] == 6
     assert checkpoint.load(first)["step"] == 5
+
+
+def test_resume_takes_the_device_that_was_named_from_the_checkpoint(small):
+    """As --device mps, which auto would not take."""
+    last = train(Config(**small, steps=1))
+    contents = checkpoint.load(last)
+    contents["config"]["device"] = "cuda:99"
+    checkpoint.save(last, contents)
+    settings = {"resume": str(last), "steps": 2}
+    with pytest.raises(SettingsError, match="--device cuda:99"):
+        train(Config(**settings))
+    assert checkpoint.load(train(Config(**settings, device="cpu")))["step"] == 2
 
 
 def test_resume_refuses_another_setting_naming_both_values(small):
@@ -286,6 +306,10 @@ def test_a_collapsed_run_says_so_and_ends_if_it_is_told_to(small, tmp_path, monk
     entry = json.loads(log[-1])
     assert (entry["step"], entry["game"], entry["game_since"]) == (3, "collapsed", 3)
     assert 0 <= entry["variety"] < referee.NONE_LEFT
+    capsys.readouterr()
+    with pytest.raises(Collapsed, match="saved step 5,"):
+        train(Config(**settings, name="stops", resume="last"))
+    assert "step 4/" not in capsys.readouterr().out  # a step without a grid to tell by
     train(Config(**settings, name="stops", resume="last", on_collapse="go_on"))
     whole = checkpoint.load(Path(small["checkpoint_dir"], "goes-on", "last.pth"))
     assert same(checkpoint.load(folder / "last.pth")["generator"], whole["generator"])
