@@ -232,12 +232,15 @@ def extract_cached(
 ) -> Tensor:
     """Do as `extract`, with the features kept in the file `path`, which later calls read.
 
-    A call with more rows, which must begin with the same, adds theirs.
+    A call with more rows, which must begin with the same, adds theirs. A damaged file is made anew.
 
     Raises:
         OSError: naming `path`, which can't be read or written.
     """
-    known = [torch.from_numpy(np.load(path))] if path.exists() else []
+    try:
+        known = [torch.from_numpy(np.load(path))]
+    except (FileNotFoundError, ValueError, EOFError):  # none yet, or cut short
+        known = []
     if (have := sum(map(len, known))) < len(rows):
         known.append(extract(network, images, rows[have:], what))
         serialized = io.BytesIO()  # as NumPy hides what the system says of a disk that is full
