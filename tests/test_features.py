@@ -74,8 +74,8 @@ def test_cached_features_are_read_again_and_added_to(network, tmp_path, monkeypa
     order = np.random.default_rng(0).permutation(40)
     expected = extract(network, images, order)
     assert torch.equal(extract_cached(network, images, order[:10], path, ""), expected[:10])
-    for length in (10_000, 100, 0):
-        path.write_bytes(path.read_bytes()[:length])  # the first of these is all of it
+    for length in (-1, 100, 0):  # cut within the numbers, within the header, empty
+        path.write_bytes(path.read_bytes()[:length])
         assert torch.equal(extract_cached(network, images, order, path, ""), expected)
     monkeypatch.delattr(features, "extract")
     assert torch.equal(extract_cached(network, images, order[:25], path, ""), expected[:25])
