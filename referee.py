@@ -30,7 +30,7 @@ ADVICE = {
 WINDOW = 10  # log lines whose mean is judged, as single steps swing
 GAP = 0.9  # D(x) - D(G(z)) beyond which the discriminator wins
 FOOLED = 0.6  # D(G(z)) beyond which the generator does
-FALL = 0.6  # of the highest variety so far
+FALL = 0.6  # of the highest variety so far, of which what is beyond real pictures' is noise
 NONE_LEFT = 0.3  # of the real pictures' variety
 BEGUN = 500  # steps; before them pictures are grey, and their variety says nothing
 
@@ -57,7 +57,7 @@ class Referee:
         """Take a line of the log into account: its step, d_real, d_fake, and variety if it has."""
         if "variety" in entry and entry["step"] >= BEGUN:
             self.variety = entry["variety"]
-            self.highest = max(self.highest, self.variety)
+            self.highest = max(self.highest, min(self.variety, 1.0))
         if "d_real" in entry:
             low, high = self.loss.outputs
             outputs = entry["d_real"], entry["d_fake"]
@@ -81,8 +81,9 @@ class Referee:
         return G_WINS if d_fake > FOOLED else BALANCED
 
     def words(self, step: int) -> str:
-        """Say how the game goes, and for how long it has."""
-        return f"{self.state} for {step - self.since:,} steps"
+        """Say how the game goes, and for how long it has if that is known."""
+        lasting = step - self.since
+        return f"{self.state} for {lasting:,} steps" if lasting else self.state
 
     def advice(self) -> str:
         """Give a sentence that names a flag, or nothing while all is well.

@@ -21,6 +21,7 @@ GAMES = [
     (G_WINS, "hinge", [line(10, 0.5, 0.5)]),
     (FALLING, "bce", [line(600, variety=0.9), line(700, variety=0.5)]),
     (BALANCED, "bce", [line(600, variety=0.5), line(700, variety=0.9)]),
+    (BALANCED, "bce", [line(600, variety=1.5), line(700, variety=0.7)]),  # speckles went
     (COLLAPSED, "bce", [line(600, variety=0.9), line(700, variety=0.1)]),
     (BALANCED, "bce", [line(100, variety=0.1), line(200, variety=0.01)]),  # it has just begun
     (COLLAPSED, "bce", [line(600, variety=0.01)]),
@@ -41,6 +42,7 @@ def test_one_step_that_swings_is_no_victory():
     referee = Referee(LOSSES["bce"], won)
     assert referee.state == D_WINS and 100 < referee.since < 200
     assert referee.words(1300) == f"the discriminator is winning for {1300 - referee.since:,} steps"
+    assert referee.words(referee.since) == "the discriminator is winning"
 
 
 def test_advice_goes_to_the_player_that_wins():
