@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import write_generator
 from PIL import Image, ImageSequence
+from strangers import Example, Nested, Numbered, Projected, at_random, plain_critic
 
 from dataset import to_image
 from explore import COMMANDS, Arithmetic, Pick, Turn, Walk
@@ -212,6 +213,21 @@ def test_another_programs_checkpoint_takes_what_it_leaves_unsaid(tmp_path):
         run(*shlex.split(about(sheet))[2:], "--output", "b.png").read_bytes() == sheet.read_bytes()
     )
     assert not holds(Image.open(run(*words, "--output", "c.png")), image)
+
+
+@pytest.mark.parametrize("stranger", [Example, Numbered, Nested, Projected])
+@pytest.mark.parametrize("command", [*WORDS, "pick --move 1:2,2:-3", "invert photo.png --steps 3"])
+def test_every_command_knows_other_programs_networks(stranger, command):
+    generator = Example(12, (16, 8, 6)) if stranger is Example else stranger()
+    networks = {
+        "netG": at_random(generator),
+        "netD": at_random(torch.nn.Sequential(*plain_critic())),
+    }
+    torch.save({name: one.state_dict() for name, one in networks.items()}, "a.pth")
+    Image.new("RGB", (40, 30), "red").save("photo.png")
+    words = [*shlex.split(command), *shlex.split(WORDS.get(command, ""))]
+    sheet = run(*words, "--load_path", "a.pth", "--activation", "relu", "--output", "sheet.png")
+    assert np.asarray(Image.open(sheet)).std() > 10
 
 
 def test_serve_without_gradio_says_what_to_install(saved, monkeypatch):
