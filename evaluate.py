@@ -223,10 +223,10 @@ def open_pictures(
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     """Print each metric beside its floor, and write all there is to say of it, to 6 digits."""
-    print(f"{'':12}{'value':>10}{'floor':>10}")
+    print(f"{'':12}{'value':>11}{'floor':>12}")
     for line in lines:
         line |= {name: float(f"{line[name]:.6g}") for name in ("value", "floor")}
-        print(f"{line['metric']:12}{line['value']:>10.4g}{line['floor']:>10.4g}")
+        print(f"{line['metric']:12}{line['value']:>11.4g}{line['floor']:>12.4g}")
     with atomic.writing(path) as file:
         file.write(b"[\n" + b",\n".join(json.dumps(line).encode() for line in lines) + b"\n]\n")
 
