@@ -17,6 +17,7 @@ import pytest
 from conftest import write_mnist, write_pictures
 from PIL import Image
 
+from checkpoint import SHIPPED, beside
 from explore import COMMANDS
 from train import Config
 from utils import shown_default
@@ -24,7 +25,8 @@ from utils import shown_default
 ROOT = Path(__file__).parent.parent
 TRAINING = ROOT / "docs" / "training.md"  # whose checkpoints the other pages speak of
 OTHERS = sorted(set((ROOT / "docs").glob("*.md")) - {TRAINING})
-PAGES = [ROOT / "README.md", TRAINING, *OTHERS]
+CARD = ROOT / "checkpoints" / "README.md"
+PAGES = [ROOT / "README.md", TRAINING, *OTHERS, CARD]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 SMALL = ["--steps", "2", "--features", "4", "--batch_size", "16", "--device", "cpu"]
 
@@ -48,6 +50,9 @@ def clone(tmp_path_factory):
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
     shutil.copytree(ROOT / "settings", folder / "settings")
+    (folder / "checkpoints").mkdir()
+    for path in (SHIPPED, beside(SHIPPED)):
+        shutil.copy(path, folder / "checkpoints")
     cats = write_pictures(folder / "path" / "to" / "cats", 40)
     with zipfile.ZipFile(folder / "celeba.zip", "w") as archive:
         for path in sorted(cats.iterdir()):

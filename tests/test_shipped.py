@@ -1,0 +1,62 @@
+"""The networks and pictures that come with the repository, and what their card says of them."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import checkpoint
+from checkpoint import SHIPPED
+from generate import Request, generate
+from models import Discriminator, Generator, draw, sample_latents
+
+ROOT = Path(__file__).parent.parent
+CARD = (ROOT / "checkpoints" / "README.md").read_text(encoding="utf-8")
+MEGABYTES = {"cats64": 8, "mnist": 1}
+
+
+@pytest.mark.parametrize("name", MEGABYTES)
+def test_networks_are_small_hold_no_optimizer_and_name_no_machine(name):
+    path = SHIPPED.with_name(f"{name}.pth")
+    for file, network in ((path, "generator"), (checkpoint.beside(path), "discriminator")):
+        assert file.stat().st_size <= MEGABYTES[name] * 1_000_000
+        contents = checkpoint.load(file)
+        assert network in contents and not {"optimizer_g", "optimizer_d"} & contents.keys()
+        assert "/" not in contents["config"]["data"]
+
+
+@pytest.mark.parametrize("name", MEGABYTES)
+def test_the_discriminator_takes_most_of_the_generators_pictures_for_what_they_are(name):
+    path = SHIPPED.with_name(f"{name}.pth")
+    generator, discriminator = (n.from_checkpoint(path) for n in (Generator, Discriminator))
+    images = draw(generator, sample_latents(range(64), generator.z_dim))
+    with torch.no_grad():
+        assert images.std() > 0.3 and discriminator(images).median() < -0.5
+
+
+def test_without_arguments_the_picture_of_the_readme_is_drawn_within_ten_seconds(capsys):
+    began = time.perf_counter()
+    drawn = np.asarray(Image.open(generate(Request(device="cpu"))), int)
+    assert time.perf_counter() - began < 10
+    shown = np.asarray(Image.open(ROOT / "samples" / "cats64.png"), int)
+    assert abs(drawn - shown).max() <= 2  # as processors round differently
+    assert "cats64.pth, which comes along" in capsys.readouterr().out
+
+
+def test_the_card_gives_the_distance_that_chose_the_network():
+    best = checkpoint.load(SHIPPED)["best"]
+    assert f"{best['value']:.1f}" in CARD and f"{best['floor']:.1f}" in CARD
+
+
+def test_a_clone_takes_little():
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "samples"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode != 0:
+        pytest.skip("this copy is no clone")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    assert files and sum(file.stat().st_size for file in files) <= 10_000_000
