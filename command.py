@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from checkpoint import SHIPPED
 from dataset import to_image
 from latents import read_latents
 from models import DRAW_BATCH, Generator, draw
@@ -95,11 +96,14 @@ class Command(Opening):
         return images.repeat(self.scale, axis=1).repeat(self.scale, axis=2)
 
     def line(self) -> str:
-        """Give the command line that draws the same again, in whichever file."""
+        """Give the command line that draws the same again, in whichever file and copy of these."""
+        left_out = {"output", "device"} | (
+            {"load_path"} if self.load_path == str(SHIPPED) else set()
+        )
         words = ["python", "explore.py", type(self).__name__.lower()]
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("output", "device") and value is not None and value is not False:
+            if field.name not in left_out and value is not None and value is not False:
                 name = [] if field.metadata["positional"] else [flag(field)]
                 values = value if isinstance(value, list) else [value] * (value is not True)
                 words += name + list(map(str, values))

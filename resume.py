@@ -60,6 +60,8 @@ def read(path: str | Path) -> dict[str, Any]:
         CheckpointError: it can't be read, or has not all that a run needs.
     """
     contents = checkpoint.load(path)
+    if not contents.keys() & {"optimizer_g", "optimizer_d"}:
+        raise CheckpointError(f"{path} is to draw with: without optimizers it can't be trained further")
     for name, kind in NEEDED.items():
         value = contents.get(name)
         if not isinstance(value, kind) or (kind is int and value < 0):

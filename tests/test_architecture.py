@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "animation": {"atomic", "utils"},
     "atomic": set(),
     "checkpoint": {"atomic"},
-    "command": {"dataset", "latents", "models", "opening", "sheet", "utils"},
+    "command": {"checkpoint", "dataset", "latents", "models", "opening", "sheet", "utils"},
     "directions": {"construct", "models", "utils"},
     "opening": {"checkpoint", "construct", "dataset", "models", "utils"},
     "page": {"signals", "utils"},

@@ -47,6 +47,12 @@ def test_without_arguments_the_picture_of_the_readme_is_drawn_within_ten_seconds
     assert "cats64.pth, which comes along" in capsys.readouterr().out
 
 
+def test_the_sum_of_the_readme_says_how_it_is_drawn_and_on_no_machine():
+    about = Image.open(ROOT / "samples" / "cats64-arithmetic.png").text["command"]
+    assert "explore.py arithmetic" in about and "load_path" not in about
+    assert "explore.py arithmetic" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_card_gives_the_distance_that_chose_the_network():
     best = checkpoint.load(SHIPPED)["best"]
     assert f"{best['value']:.1f}" in CARD and f"{best['floor']:.1f}" in CARD
