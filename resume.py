@@ -61,7 +61,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     contents = checkpoint.load(path)
     if not contents.keys() & {"optimizer_g", "optimizer_d"}:
-        raise CheckpointError(f"{path} is to draw with: without optimizers it can't be trained further")
+        raise CheckpointError(f"{path} is to draw with: it can't be trained further")
     for name, kind in NEEDED.items():
         value = contents.get(name)
         if not isinstance(value, kind) or (kind is int and value < 0):
