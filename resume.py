@@ -13,10 +13,9 @@ from dataset import run_name
 from sources import NAMED_SETS
 from utils import warn
 
-NEEDED = {  # of a checkpoint, to go on from it
-    "config": dict, "epoch": int, "step": int, "pictures": int, "generator": dict,
-    "discriminator": dict, "optimizer_g": dict, "optimizer_d": dict,
-    "generator_ema": dict,
+NEEDED = {  # of a checkpoint, to go on from it; first what one to draw with lacks
+    "optimizer_g": dict, "optimizer_d": dict, "config": dict, "epoch": int, "step": int,
+    "pictures": int, "generator": dict, "discriminator": dict, "generator_ema": dict,
 }  # fmt: skip
 
 
@@ -60,8 +59,6 @@ def read(path: str | Path) -> dict[str, Any]:
         CheckpointError: it can't be read, or has not all that a run needs.
     """
     contents = checkpoint.load(path)
-    if not contents.keys() & {"optimizer_g", "optimizer_d"}:
-        raise CheckpointError(f"{path} is to draw with: it can't be trained further")
     for name, kind in NEEDED.items():
         value = contents.get(name)
         if not isinstance(value, kind) or (kind is int and value < 0):
