@@ -10,6 +10,7 @@ import numpy as np
 
 from losses import Loss
 
+BEGINNING = "just begun"
 BALANCED = "balanced"
 D_WINS = "the discriminator is winning"
 G_WINS = "the generator is winning"
@@ -32,7 +33,7 @@ GAP = 0.9  # D(x) - D(G(z)) beyond which the discriminator wins
 FOOLED = 0.6  # D(G(z)) beyond which the generator does
 FALL = 0.6  # of the highest variety so far, of which what is beyond real pictures' is noise
 NONE_LEFT = 0.3  # of the real pictures' variety
-BEGUN = 500  # steps; before them pictures are grey, and their variety says nothing
+BEGUN = 500  # steps; before them pictures are grey: a winner can be told, but no balance or variety
 
 
 class Referee:
@@ -49,7 +50,7 @@ class Referee:
         self.loss = loss
         self.outputs: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self.variety, self.highest = None, 0.0
-        self.state, self.since = BALANCED, 0
+        self.state, self.since = BEGINNING, 0
         for entry in entries:
             self.see(entry)
 
@@ -63,6 +64,8 @@ class Referee:
             outputs = entry["d_real"], entry["d_fake"]
             self.outputs.append(tuple((output - low) / (high - low) for output in outputs))
         state = self._judge()
+        if state == BALANCED and entry["step"] < BEGUN:
+            state = BEGINNING
         if state != self.state:
             self.state, self.since = state, entry["step"]
 

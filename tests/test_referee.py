@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from losses import LOSSES
-from referee import ADVICE, BALANCED, COLLAPSED, D_WINS, FALLING, G_WINS, Referee, variety
+from referee import (
+    ADVICE,
+    BALANCED,
+    BEGINNING,
+    COLLAPSED,
+    D_WINS,
+    FALLING,
+    G_WINS,
+    Referee,
+    variety,
+)
 
 
 def line(step, d_real=0.8, d_fake=0.2, **more):
@@ -12,18 +22,20 @@ def line(step, d_real=0.8, d_fake=0.2, **more):
 
 
 GAMES = [
-    (BALANCED, "bce", [line(10)]),
-    (BALANCED, "bce", [line(10, 0.5, 0.5)]),  # equilibrium
+    (BEGINNING, "bce", []),
+    (BEGINNING, "bce", [line(10)]),
+    (BALANCED, "bce", [line(500)]),
+    (BALANCED, "bce", [line(600, 0.5, 0.5)]),  # equilibrium
     (D_WINS, "bce", [line(10, 0.99, 0.01)]),
     (D_WINS, "hinge", [line(10, 1.2, -1.1)]),
-    (BALANCED, "hinge", [line(10, 0.6, -0.5)]),
+    (BALANCED, "hinge", [line(600, 0.6, -0.5)]),
     (G_WINS, "bce", [line(10, 0.7, 0.7)]),
     (G_WINS, "hinge", [line(10, 0.5, 0.5)]),
     (FALLING, "bce", [line(600, variety=0.9), line(700, variety=0.5)]),
     (BALANCED, "bce", [line(600, variety=0.5), line(700, variety=0.9)]),
     (BALANCED, "bce", [line(600, variety=1.5), line(700, variety=0.7)]),  # speckles went
     (COLLAPSED, "bce", [line(600, variety=0.9), line(700, variety=0.1)]),
-    (BALANCED, "bce", [line(100, variety=0.1), line(200, variety=0.01)]),  # it has just begun
+    (BEGINNING, "bce", [line(100, variety=0.1), line(200, variety=0.01)]),
     (COLLAPSED, "bce", [line(600, variety=0.01)]),
 ]
 
@@ -32,16 +44,16 @@ GAMES = [
 def test_a_game_in_words(state, loss, entries):
     referee = Referee(LOSSES[loss], entries)
     assert referee.state == state
-    assert bool(referee.advice()) == (state != BALANCED)
+    assert bool(referee.advice()) == (state not in (BEGINNING, BALANCED))
 
 
 def test_one_step_that_swings_is_no_victory():
-    entries = [line(step) for step in range(10, 100, 10)]
-    assert Referee(LOSSES["bce"], [*entries, line(100, 1.0, 0.0)]).state == BALANCED
-    won = [*entries, *(line(step, 1.0, 0.0) for step in range(100, 300, 10))]
+    entries = [line(step) for step in range(910, 1000, 10)]
+    assert Referee(LOSSES["bce"], [*entries, line(1000, 1.0, 0.0)]).state == BALANCED
+    won = [*entries, *(line(step, 1.0, 0.0) for step in range(1000, 1200, 10))]
     referee = Referee(LOSSES["bce"], won)
-    assert referee.state == D_WINS and 100 < referee.since < 200
-    assert referee.words(1300) == f"the discriminator is winning for {1300 - referee.since:,} steps"
+    assert referee.state == D_WINS and 1000 < referee.since < 1100
+    assert referee.words(2300) == f"the discriminator is winning for {2300 - referee.since:,} steps"
     assert referee.words(referee.since) == "the discriminator is winning"
 
 
