@@ -103,9 +103,10 @@ def parse_settings(
 ) -> Settings:
     """Build the settings dataclass `kind` from command-line arguments, by default the process's.
 
-    Only the flags that were given are passed to `kind`. One dash does for two, and @FILE stands
-    for the flags in a settings file. A flag that does not parse ends the process with one line
-    and status 2. Where `kind` holds several by the names of commands, the first argument chooses.
+    Only the flags that were given are passed to `kind`. One dash does for two, or for a word's
+    underscore, and @FILE stands for the flags in a settings file. A flag that does not parse ends
+    the process with one line and status 2. Where `kind` holds several by the names of commands,
+    the first argument chooses.
 
     Raises:
         SettingsError: a value that cannot be used, or a settings file that cannot be read.
@@ -117,7 +118,7 @@ def parse_settings(
     }
     parser = _Parser(description=description, **style)
     if isinstance(kind, Mapping):
-        commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        commands = parser.add_subparsers(title="commands", metavar="|".join(kind), required=True)
         for name, each in kind.items():
             text = inspect.getdoc(each) or ""
             command = commands.add_parser(
@@ -130,7 +131,7 @@ def parse_settings(
     words: list[str] = []
     for word in sys.argv[1:] if arguments is None else arguments:
         words += read_settings(word[1:]) if word.startswith("@") else [word]
-    words = [re.sub(r"^-(?=[a-z]\w+(=|$))", "--", word) for word in words]
+    words = [_FLAG.sub(lambda match: "--" + match[1].replace("-", "_"), word) for word in words]
     values = vars(parser.parse_args(words))
     return values.pop("_kind")(**values)
 
@@ -183,9 +184,11 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+_FLAG = re.compile(r"^--?([a-z][\w-]+)(?==|$)")  # as users write it
+
 # A flag, its value plain or in quotes, which are doubled inside, and a comment: all optional.
 _SETTINGS_LINE = re.compile(
-    r"""\s* (?: (--\w+) (?: (?:\s*=\s*|\s+) (?: "((?:[^"]|"")*)" | ((?![\#="])\S.*?) ) )? )?
+    r"""\s* (?: (--[\w-]+) (?: (?:\s*=\s*|\s+) (?: "((?:[^"]|"")*)" | ((?![\#="])\S.*?) ) )? )?
     (?: (?:^|\s+) \#.* )? \s*""",
     re.VERBOSE,
 )

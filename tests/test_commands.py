@@ -186,7 +186,7 @@ def test_help_shows_the_defaults(command, script):
         ("generate.py --load_path notes.pth", "notes.pth"),
         ("generate.py --load_path empty", "empty"),
         ("generate.py --load_path a.pth --nonsense 1", "--nonsense"),
-        ("explore.py", "COMMAND"),
+        ("explore.py", "pick|walk|"),
         ("explore.py dance", "dance"),
         ("explore.py arithmetic --load_path a.pth", "EXPRESSION"),
         ("explore.py turn --to 3 --load_path a.pth", "--from"),

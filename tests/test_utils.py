@@ -49,6 +49,14 @@ def test_one_dash_does_for_two():
     assert parse("-path", "x", "-count=7", "-loud") == parse("--path", "x", "--count=7", "--loud")
 
 
+def test_a_dash_does_for_an_underscore(tmp_path):
+    (tmp_path / "settings.txt").write_text("--log-every 5\n--name=two-words")
+    words = [f"@{tmp_path / 'settings.txt'}", "--image-size=32", "-batch-size", "8", "--data=a-b"]
+    config = parse_settings(Config, None, words)
+    assert (config.image_size, config.batch_size, config.log_every) == ("32", 8, 5)
+    assert (config.name, config.data) == ("two-words", "a-b")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
