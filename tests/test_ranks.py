@@ -41,7 +41,7 @@ def difference(one, other):
 SETTINGS = {
     "data": "pictures", "image_size": "16", "features": 4, "z_dim": 8, "batch_size": 4,
     "log_every": 1, "norm": "none", "learning_rate": 0.01, "precision": "fp32", "mirror": True,
-    "fresh_latents": True,
+    "fresh_latents": True, "augment": True,
 }  # fmt: skip
 FLAGS = [
     f"--{name}" + f"={value}" * (value is not True) for name, value in SETTINGS.items()
