@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,10 +64,14 @@ class Best:
             warn(f"{error}; what is best counts from here")
             return
         match saved:
-            case {"best": {"value": float(value), **about}, "step": int(step)} if (
-                about == self.about
-            ):
-                self.value, self.step = value, step
+            case {
+                "best": {"value": float(value), "floor": float(floor), **about},
+                "step": int(step),
+            }:
+                same = {"floor": self.floor, **about} == self.about
+                # Other threads, or another device, round the floor otherwise.
+                if same and math.isclose(floor, self.floor, rel_tol=0.01):
+                    self.value, self.step = value, step
 
     def measure(self, generator: Generator, interrupted: Callable[[], int]) -> float | None:
         """Give the distance of the generator's pictures; None if `interrupted` gave not 0 by then.
