@@ -144,8 +144,7 @@ class Record:
             raise
         finally:
             self.thread.shutdown(wait=not hurried, cancel_futures=hurried)
-            if self.writer:
-                self.writer.close()  # which would keep its last minutes to itself
+            self.tell_tensorboard("close")  # which would keep its last minutes to itself
 
     def later(self, work: Callable[..., None], *arguments: Any) -> None:
         """Do `work` in a thread, after what was put off before it, while training goes on.
@@ -180,19 +179,26 @@ class Record:
     def log(self, entry: Mapping[str, Any]) -> None:
         """Add a line to log.jsonl; `entry` has the step among its values."""
         atomic.append(self.log_path, _json_line(entry))
-        if self.writer:
-            for name, value in entry.items():
-                if name != "step" and not isinstance(value, str):
-                    self.writer.add_scalar(name, value, entry["step"])
+        for name, value in entry.items():
+            if name != "step" and not isinstance(value, str):
+                self.tell_tensorboard("add_scalar", name, value, entry["step"])
 
     def draw(self, name: str, images: np.ndarray, step: int = 0) -> None:
         """Write images (N, H, W, C) uint8 as the grid `name`.png."""
         grid = make_grid(images)
         with atomic.writing(self.folder / f"{name}.png") as file:
             grid.save(file, "PNG")
-        if self.writer:
-            pixels = np.atleast_3d(np.asarray(grid))
-            self.writer.add_image(name.split("_")[0], pixels, step, dataformats="HWC")
+        pixels = np.atleast_3d(np.asarray(grid))
+        self.tell_tensorboard("add_image", name.split("_")[0], pixels, step, dataformats="HWC")
+
+    def tell_tensorboard(self, method: str, *arguments: Any, **named: Any) -> None:
+        """Call a method of TensorBoard's writer, which takes no more after a disk that was full."""
+        try:
+            if self.writer:
+                getattr(self.writer, method)(*arguments, **named)
+        except OSError as error:
+            self.writer = None
+            warn(f"{self.folder}: {error.strerror}; TensorBoard gets no more, training goes on")
 
     def plot(self) -> None:
         """Write losses.png from the log, if that is still there."""

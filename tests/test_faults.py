@@ -44,6 +44,19 @@ def test_a_log_and_grids_that_are_gone_leave_nothing_to_plot(tmp_path):
     assert Image.open(record.folder / "losses.png").size[0] == 900
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_goes_on_without_tensorboard_when_its_file_cannot_be_written(tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+    with Record(tmp_path, tensorboard=True) as record:
+        [events] = tmp_path.glob("events*")
+        events.unlink()
+        events.mkdir()
+        for step in range(5):
+            record.later(record.log, {"step": step, "loss_d": 1.0})
+    assert [entry["step"] for entry in record.entries()] == list(range(5))
+    assert capsys.readouterr().err.count("TensorBoard gets no more") == 1
+
+
 def test_a_full_disk_keeps_the_checkpoint_that_is_there(tmp_path):
     resource = pytest.importorskip("resource")
     path = tmp_path / "last.pth"
