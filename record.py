@@ -32,8 +32,12 @@ AHEAD = 8  # pieces of work that may wait to be done
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` numbered checkpoints of the highest epochs."""
-    for path in checkpoint.numbered(folder)[:-keep]:
+    """Delete all but the `keep` numbered checkpoints that were written last.
+
+    Those are not of the highest epochs where pictures have come to the set, and epochs got longer.
+    """
+    paths = sorted(checkpoint.numbered(folder), key=lambda path: path.stat().st_mtime_ns)
+    for path in paths[:-keep]:
         path.unlink()
 
 

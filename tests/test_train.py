@@ -215,6 +215,15 @@ def test_resume_finds_data_that_has_moved_and_notices_that_it_changed(small, cap
         train(Config(**{**settings, "data": str(other)}, steps=4))
 
 
+def test_the_newest_numbered_checkpoints_are_kept_when_the_set_has_grown(small):
+    settings = small | {"save_every": 1, "keep": 2}
+    last = train(Config(**settings | {"epochs": 4}))
+    write_pictures(Path(small["data"]), 80, first=20)
+    train(Config(**settings | {"epochs": 3}, resume="last"))
+    kept = {path.name: checkpoint.load(path)["step"] for path in last.parent.glob("epoch_*.pth")}
+    assert kept == {"epoch_0002.pth": 50, "epoch_0003.pth": 75}
+
+
 def test_what_a_crash_left_is_mended_by_resuming(small):
     last = train(Config(**small, steps=4, sample_every=2, save_every=1))
     samples = Path(small["sample_dir"], "pictures")
