@@ -187,6 +187,8 @@ class Keeper:
         best = self.best
         value = best.measure(self.players.generator_ema, self.interrupted)
         if value is None:
+            if step == self.plan.total:  # from which no run may ever go on
+                warn(f"step {step:,}, the last, was not measured; evaluate.py can do so")
             return {}
         if not math.isfinite(value):
             raise Diverged(step)

@@ -98,6 +98,18 @@ def test_what_a_signal_left_unmeasured_is_measured_on_resuming(small, monkeypatc
     assert kept[0]["step"] == kept[1]["step"] and same(kept[0]["best"], kept[1]["best"])
 
 
+def test_a_signal_that_leaves_the_last_step_unmeasured_is_told(small, monkeypatch, capsys):
+    def drawn(self, seeds):
+        signal.raise_signal(signal.SIGINT)
+        return original(self, seeds)
+
+    original = best.Drawn.__getitem__
+    monkeypatch.setattr(best.Drawn, "__getitem__", drawn)
+    last = train(Config(**small, evaluate_every=1, steps=3))
+    assert checkpoint.load(last)["step"] == 3 and not last.with_name("best.pth").exists()
+    assert "step 3, the last, was not measured" in capsys.readouterr().err
+
+
 def test_measuring_leaves_the_generator_as_it_was(small):
     config = Config(**small, name="pictures")
     images = load(small["data"], (16, 16), 3, cache_dir=small["cache_dir"])
