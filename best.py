@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,10 @@ class Best:
         self.value, self.step = float("inf"), 0
 
     def recall(self) -> None:
-        """Take the best measure of the run so far from its best.pth, if there is one."""
+        """Take the best measure of the run so far from its best.pth, if there is one.
+
+        One that was measured otherwise, by another network or from fewer pictures, is set aside.
+        """
         if not self.path.exists():
             return
         try:
@@ -67,11 +71,17 @@ class Best:
             case {
                 "best": {"value": float(value), "floor": float(floor), **about},
                 "step": int(step),
-            }:
-                same = {"floor": self.floor, **about} == self.about
+            } if (
+                {"floor": self.floor, **about} == self.about
                 # Other threads, or another device, round the floor otherwise.
-                if same and math.isclose(floor, self.floor, rel_tol=0.01):
-                    self.value, self.step = value, step
+                and math.isclose(floor, self.floor, rel_tol=0.01)
+            ):
+                self.value, self.step = value, step
+            case _:
+                names = (self.path.with_name(f"best.{n}.pth") for n in itertools.count(1))
+                aside = next(path for path in names if not path.exists())
+                self.path.rename(aside)
+                warn(f"{self.path} was measured otherwise, and is {aside.name} from here on")
 
     def measure(self, generator: Generator, interrupted: Callable[[], int]) -> float | None:
         """Give the distance of the generator's pictures; None if `interrupted` gave not 0 by then.

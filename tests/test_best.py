@@ -73,6 +73,18 @@ def test_a_resumed_run_remembers_its_best(small):
     assert checkpoint.load(path)["step"] == 15
 
 
+def test_a_best_that_was_measured_otherwise_is_not_lost(small, capsys):
+    last = train(Config(**small, evaluate_every=1, steps=5))
+    path = last.with_name("best.pth")
+    saved = checkpoint.load(path)
+    saved["best"] |= {"network": "another", "value": 1e-3}
+    checkpoint.save(path, saved)
+    train(Config(**small, evaluate_every=1, resume="last", steps=10))
+    assert "best.pth was measured otherwise, and is best.1.pth" in capsys.readouterr().err
+    assert checkpoint.load(path)["step"] == 10
+    assert checkpoint.load(path.with_name("best.1.pth"))["best"]["value"] == 1e-3
+
+
 def test_what_a_signal_left_unmeasured_is_measured_on_resuming(small, monkeypatch):
     settings = {**small, "evaluate_every": 1}
     train(Config(**settings, name="unbroken"))
