@@ -96,6 +96,7 @@ def train(config: Config) -> Path:
             check_saved(config, saved)
         measures = config.evaluate_every and ranks.rank() == 0
         best = Best(config, images, device) if measures else None
+        ranks.gather(None)  # for hours, where the networks' own waiting would end sooner
         players = make_players(config, device)
         if saved:
             load_players(players, saved)
