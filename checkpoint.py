@@ -168,7 +168,12 @@ def beside(path: str | Path) -> Path:
 def numbered(folder: Path) -> list[Path]:
     """Give a run's numbered checkpoints, in the order of their epochs."""
     paths = [path for path in folder.iterdir() if re.fullmatch(r"epoch_\d+\.pth", path.name)]
-    return sorted(paths, key=lambda path: int(path.stem.removeprefix("epoch_")))
+    return sorted(paths, key=epoch_of)
+
+
+def epoch_of(path: Path) -> int:
+    """Give the epoch in a numbered checkpoint's name."""
+    return int(path.stem.removeprefix("epoch_"))
 
 
 def network_in(

@@ -218,7 +218,7 @@ class Keeper:
             record.later(checkpoint.save, last, contents)
         if is_numbered:
             record.later(checkpoint.save, last.with_name(f"epoch_{epoch:04d}.pth"), contents)
-            record.later(prune, last.parent, config.keep)
+            record.later(prune, last.parent, config.keep, epoch)
         if is_numbered or is_done or within:  # within an epoch the run stops
             record.later(record.plot)
         if is_done:

@@ -31,12 +31,13 @@ REAL = 64  # pictures of the grid of real ones
 AHEAD = 8  # pieces of work that may wait to be done
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` numbered checkpoints that were written last.
+def prune(folder: Path, keep: int, epoch: int) -> None:
+    """Delete all but `keep` numbered checkpoints, after that of `epoch` was written.
 
-    Those are not of the highest epochs where pictures have come to the set, and epochs got longer.
+    Those of higher epochs go first: pictures have come to the set since, and epochs got longer.
     """
-    paths = sorted(checkpoint.numbered(folder), key=lambda path: path.stat().st_mtime_ns)
+    paths = checkpoint.numbered(folder)
+    paths.sort(key=lambda path: checkpoint.epoch_of(path) <= epoch)
     for path in paths[:-keep]:
         path.unlink()
 
