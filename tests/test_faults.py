@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import zipfile
 from dataclasses import replace
 
@@ -47,12 +48,15 @@ def test_a_log_and_grids_that_are_gone_leave_nothing_to_plot(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_run_goes_on_without_tensorboard_when_its_file_cannot_be_written(tmp_path, capsys):
     pytest.importorskip("tensorboard")
+    before = threading.enumerate()
     with Record(tmp_path, tensorboard=True) as record:
         [events] = tmp_path.glob("events*")
         events.unlink()
         events.mkdir()
         for step in range(5):
             record.later(record.log, {"step": step, "loss_d": 1.0})
+    for thread in set(threading.enumerate()).difference(before):
+        thread.join(10)  # TensorBoard's own, whose error is then this test's
     assert [entry["step"] for entry in record.entries()] == list(range(5))
     assert capsys.readouterr().err.count("TensorBoard gets no more") == 1
 
