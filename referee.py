@@ -86,7 +86,8 @@ class Referee:
     def words(self, step: int) -> str:
         """Say how the game goes, and for how long it has if that is known."""
         lasting = step - self.since
-        return f"{self.state} for {lasting:,} steps" if lasting else self.state
+        known = lasting and self.state != BEGINNING
+        return f"{self.state} for {lasting:,} steps" if known else self.state
 
     def advice(self) -> str:
         """Give a sentence that names a flag, or nothing while all is well.

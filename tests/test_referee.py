@@ -55,6 +55,7 @@ def test_one_step_that_swings_is_no_victory():
     assert referee.state == D_WINS and 1000 < referee.since < 1100
     assert referee.words(2300) == f"the discriminator is winning for {2300 - referee.since:,} steps"
     assert referee.words(referee.since) == "the discriminator is winning"
+    assert Referee(LOSSES["bce"], [line(100)]).words(200) == "just begun"
 
 
 def test_advice_goes_to_the_player_that_wins():
