@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dataset import parse_size
-from sources import NAMED_SETS
+from preprocessing.sources import NAMED_SETS
 from utils import SettingsError, check_settings, setting
 
 

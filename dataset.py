@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import math
 import re
 import sys
 from collections import Counter, deque
@@ -19,47 +18,25 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-import atomic
-from cache import Cached, clear, open_cached
-from sources import NAMED_SETS, DataError, Found, default_size, find
-from utils import run_script
+from preprocessing.cache import Cached, clear, open_cached
+from preprocessing.sources import NAMED_SETS, DataError, Found, default_size, find
+from utils import atomic_write, make_grid, random_at, run_script
 
 CPU = torch.device("cpu")
 
 
 def to_tensor(images: np.ndarray | Tensor) -> Tensor:
-    """Turn images (N, H, W, C) of 0..255 into a float32 tensor (N, C, H, W) in [-1, 1]."""
+    """Convert images (N, H, W, C) of 0..255 into a float32 tensor (N, C, H, W) in [-1, 1]."""
     return torch.as_tensor(images).permute(0, 3, 1, 2).div(127.5).sub_(1)
 
 
 def to_image(x: Tensor) -> np.ndarray:
-    """Turn a tensor (N, C, H, W) in [-1, 1] into uint8 images (N, H, W, C): to_tensor's inverse."""
+    """Convert a tensor (N, C, H, W) in [-1, 1] to uint8 images (N, H, W, C)."""
     levels = ((x.detach().float() + 1) * 127.5).round().clamp(0, 255)
     return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def make_grid(images: np.ndarray) -> Image.Image:
-    """Lay images (N, H, W, C) uint8 out in rows on black, as square as N allows, 2 pixels apart."""
-    count, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    grid = np.zeros((rows * (height + 2) + 2, columns * (width + 2) + 2, channels), np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * (height + 2) + 2, i % columns * (width + 2) + 2
-        grid[top : top + height, left : left + width] = image
-    return Image.fromarray(grid.squeeze(2) if channels == 1 else grid)
-
-
-def random_at(seed: int, purpose: str, position: int) -> np.random.Generator:
-    """Give the random numbers of one position: the order of an epoch, the flips of a step.
-
-    They follow from the arguments alone, so that a resumed run needs no saved generator state.
-    """
-    return np.random.default_rng([seed, position, *purpose.encode()])
 
 
 def batches(
@@ -132,7 +109,7 @@ def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def parse_size(text: str | int) -> tuple[int, int]:
-    """Turn 64, "64" or "64x96" (height x width, in pixels) into (height, width)."""
+    """Convert 64, "64" or "64x96" (height x width, in pixels) into (height, width)."""
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(text))
     if match is None:
         raise DataError(f"--image_size {text}: give it as 64 or, height x width, 64x96")
@@ -159,7 +136,7 @@ def load(
     clear_cache: bool = False,
     retry: bool = True,
 ) -> np.ndarray:
-    """Give all pictures of `data` as one uint8 array (N, H, W, C), and report what was skipped.
+    """Return all pictures of `data` as one uint8 array (N, H, W, C), and report what was skipped.
 
     The array is mapped from a file in `cache_dir`, read-only, which is made the first time.
 
@@ -192,7 +169,7 @@ def load(
 
 
 def printable(name: str) -> str:
-    """Give a file's name as it can stand in one line of a report."""
+    """Return a file's name as it can stand in one line of a report."""
     return name if name.isprintable() else repr(name)
 
 
@@ -249,7 +226,7 @@ def examine(found: Found, cached: Cached, contact_sheet: Path) -> str:
     lines = [f"pictures: {len(images):,}"]
     if names:
         spread = images[np.linspace(0, len(images) - 1, min(len(images), 64)).round().astype(int)]
-        with atomic.writing(contact_sheet) as file:
+        with atomic_write(contact_sheet) as file:
             make_grid(spread).save(file, "PNG")
         height, width, channels = images.shape[1:]
         lines += [

@@ -19,10 +19,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-import atomic
-from checkpoint import CheckpointError
-from dataset import load, parse_size, random_at
-from features import (
+from dataset import load, parse_size
+from metrics.distances import FEWEST, compare, nearest
+from metrics.features import (
     NETWORKS,
     Drawn,
     as_seen,
@@ -30,15 +29,16 @@ from features import (
     load_network,
     real_features,
 )
-from metrics import FEWEST, compare, nearest
-from opening import Opening
-from sources import NAMED_SETS, DataError
+from preprocessing.sources import NAMED_SETS, DataError
+from serialization.opening import Opening
 from utils import (
     REQUIRED,
     SettingsError,
+    atomic_write,
     check_writable,
     parse_settings,
     pick_device,
+    random_at,
     run_script,
     setting,
     warn,
@@ -113,7 +113,7 @@ class Request(Opening):
             raise SettingsError(f"--output {self.output}: must be a .json file")
 
     def json_path(self) -> Path:
-        """Give the file that the metrics go to."""
+        """Return the file that the metrics go to."""
         if self.output is not None:
             return Path(self.output)
         source = Path(self.images or self.load_path).absolute()
@@ -189,7 +189,7 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
 def open_pictures(
     request: Request, generator: nn.Module | None
 ) -> tuple[np.ndarray, np.ndarray | Drawn, np.ndarray]:
-    """Give the real pictures, the generated ones, and which of those to take: rows, or seeds.
+    """Return the real pictures, the generated ones, and which of those to take: rows, or seeds.
 
     Raises:
         SettingsError, DataError: there are none, or fewer than asked for.
@@ -227,7 +227,7 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     for line in lines:
         line |= {name: float(f"{line[name]:.6g}") for name in ("value", "floor")}
         print(f"{line['metric']:12}{line['value']:>11.4g}{line['floor']:>12.4g}")
-    with atomic.writing(path) as file:
+    with atomic_write(path) as file:
         file.write(b"[\n" + b",\n".join(json.dumps(line).encode() for line in lines) + b"\n]\n")
 
 
@@ -251,9 +251,9 @@ def draw_sheet(
             cell.imshow(image, interpolation="nearest")
             cell.set_title(label, fontsize=8)
             cell.axis("off")
-    with atomic.writing(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png")
 
 
 if __name__ == "__main__":
-    run_script(lambda: evaluate(parse_settings(Request, __doc__)), CheckpointError)
+    run_script(lambda: evaluate(parse_settings(Request, __doc__)))

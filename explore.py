@@ -28,13 +28,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from animation import FRAMES_A_SECOND, SUFFIXES, write_animation
-from checkpoint import CheckpointError
-from command import Command
 from dataset import load, to_image, to_tensor
-from directions import read_displacement
-from features import recalibrate, untrained
-from filters import (
+from metrics.features import recalibrate, untrained
+from models import DRAW_BATCH, Generator, draw
+from preprocessing.decode import to_channels
+from serialization.opening import Opening
+from utils import REQUIRED, SettingsError, parse_settings, run_script, setting
+from visualization.animation import FRAMES_A_SECOND, SUFFIXES, write_animation
+from visualization.command import Command
+from visualization.directions import read_displacement
+from visualization.figures import Cell, as_pillow, in_lines
+from visualization.filters import (
     Box,
     activations_of,
     as_picture,
@@ -48,13 +52,8 @@ from filters import (
     strongest,
     without,
 )
-from inversion import Invert
-from latents import combine, neighbours, read_terms, rescale, turn, walk
-from models import DRAW_BATCH, Generator, draw
-from opening import Opening
-from pictures import to_channels
-from sheet import Cell, as_pillow, in_lines
-from utils import REQUIRED, SettingsError, parse_settings, run_script, setting
+from visualization.inversion import Invert
+from visualization.latents import combine, neighbours, read_terms, rescale, turn, walk
 
 SIGN = 28  # size of a sum's signs, in pixels
 
@@ -325,7 +324,7 @@ class Serve(Opening):
     def run(self) -> None:
         """Serve the page until Ctrl-C."""
         try:
-            from page import check_address, serve
+            from visualization.app import check_address, serve
         except ModuleNotFoundError as error:
             raise SettingsError(f"serve needs {error.name}: pip install gradio") from None
         check_address(self.host, self.port)
@@ -346,4 +345,4 @@ COMMANDS = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    run_script(lambda: parse_settings(COMMANDS, __doc__).run(), CheckpointError)
+    run_script(lambda: parse_settings(COMMANDS, __doc__).run())

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from augment import CHANCES, augment
-from checkpoint import CheckpointError, check_weights
 from config import Config
-from dataset import parse_size, random_at, to_device
+from dataset import parse_size, to_device
 from losses import Loss
-from matrix_conv import largest_map_that_pays, use_matrix_products
 from models import Discriminator, Generator, draw_latents
+from serialization.checkpoint import CheckpointError, check_weights
+from training.augment import CHANCES, augment
+from training.matrix_conv import largest_map_that_pays, use_matrix_products
+from utils import random_at
 
 METRICS = ("loss_d", "loss_g", "d_real", "d_fake")  # what train_step gives
 
@@ -83,7 +84,7 @@ def train_step(
 
 
 def _seen(x: Tensor, chances: Tensor | None, look: int) -> Tensor:
-    """Give images as the discriminator sees them, the first, second or third time in a step."""
+    """Return images as the discriminator sees them, the first, second or third time in a step."""
     return x if chances is None else augment(x, chances[look])
 
 
@@ -167,7 +168,7 @@ def check_saved(config: Config, saved: Mapping[str, Any]) -> None:
 
 
 def load_players(players: Players, saved: Mapping[str, Any]) -> None:
-    """Give networks and optimizers the state of a checkpoint, also of one from another device.
+    """Return networks and optimizers the state of a checkpoint, also of one from another device.
 
     Raises:
         CheckpointError: a state is not one of these players'.
@@ -183,7 +184,7 @@ def load_players(players: Players, saved: Mapping[str, Any]) -> None:
 
 
 def tensors_in(state: Any) -> Iterator[Tensor]:
-    """Give the tensors in a nest of dictionaries, such as players' states."""
+    """Return the tensors in a nest of dictionaries, such as players' states."""
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, Mapping):

@@ -23,14 +23,20 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-import atomic
-from checkpoint import CheckpointError
-from dataset import make_grid, to_image
-from export import EXPORTS, export
-from latents import parse_seeds
+from dataset import to_image
 from models import DRAW_BATCH, draw, sample_latents
-from opening import Opening
-from utils import SettingsError, check_writable, parse_settings, run_script, setting
+from serialization.export import EXPORTS, export
+from serialization.opening import Opening
+from utils import (
+    SettingsError,
+    atomic_write,
+    check_writable,
+    make_grid,
+    parse_settings,
+    run_script,
+    setting,
+)
+from visualization.latents import parse_seeds
 
 MAX_WRITERS = 8  # threads; more would mostly wait for Python's lock
 
@@ -82,7 +88,7 @@ class Request(Opening):
         return next((flag for flag in EXPORTS if getattr(self, flag) is not None), None)
 
     def seed_ranges(self) -> list[range]:
-        """Give the seeds as ranges, in the order asked for.
+        """Return the seeds as ranges, in the order asked for.
 
         Raises:
             SettingsError: `seeds` is not a list of numbers and ranges of them.
@@ -125,7 +131,7 @@ def generate(request: Request) -> Path:
                 batches.append(images)
                 bar.update(len(images))
             output.parent.mkdir(parents=True, exist_ok=True)
-            with atomic.writing(output) as file:
+            with atomic_write(output) as file:
                 make_grid(np.concatenate(batches)).save(file, "PNG")
     print(f"Wrote {count:,} pictures to {output}")
     return output
@@ -199,4 +205,4 @@ def write_batch(folder: Path, seeds: list[int], images: np.ndarray) -> int:
 
 
 if __name__ == "__main__":
-    run_script(lambda: generate(parse_settings(Request, __doc__)), CheckpointError)
+    run_script(lambda: generate(parse_settings(Request, __doc__)))

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import checkpoint
-from checkpoint import CheckpointError
-from foreign import ForeignError, open_network
+from serialization import checkpoint
+from serialization.checkpoint import CheckpointError
+from serialization.foreign import ForeignError, open_network
 
 Network = TypeVar("Network", bound=nn.Module)
 LEAKY_SLOPE = 0.2  # section 4 of the paper
@@ -88,7 +88,7 @@ class Generator(nn.Module):
         average: bool = True,
         **unsaid: Any,
     ) -> Generator | nn.Sequential:
-        """Give the generator of a checkpoint, in eval mode, on `device`.
+        """Return the generator of a checkpoint, in eval mode, on `device`.
 
         With the moving average of its weights, or without `average` with those of the last step.
         One of another program becomes an nn.Sequential with `z_dim`, `z_dist`, `channels` and
@@ -132,7 +132,7 @@ class Discriminator(nn.Module):
         self.apply(init_weights)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give one logit each, (N,), for images x (N, C, H, W) in [-1, 1]; above 0 means real.
+        """Return one logit each, (N,), for images x (N, C, H, W) in [-1, 1]; above 0 means real.
 
         Departs from the paper, whose network ends in the sigmoid: the losses take logits, which
         neither overflow nor saturate in half precision.
@@ -143,7 +143,7 @@ class Discriminator(nn.Module):
     def from_checkpoint(
         cls, path: str | Path, device: str | torch.device = "cpu", **unsaid: Any
     ) -> Discriminator:
-        """Give the discriminator of a checkpoint, as `Generator.from_checkpoint` the generator.
+        """Return the discriminator of a checkpoint, as `Generator.from_checkpoint` the generator.
 
         Where export.py wrote the networks apart, `path` may be either file. One of another program
         has that one's layers as `main`, and its `image_size` may be given.
@@ -156,7 +156,7 @@ class Discriminator(nn.Module):
         return foreign.eval()
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
-        """Give the map of every convolution but the logit's, after its activation, largest first.
+        """Return the map of every convolution but the logit's, after its activation, largest first.
 
         For images x (N, C, H, W) in [-1, 1], map i is (N, features * 2**i, H >> i+1, W >> i+1),
         its channels bounded by `max_features`. Section 5.1 classifies pictures by these.
@@ -231,7 +231,7 @@ def _read(
     average: bool = False,
     unsaid: Mapping[str, Any] = MappingProxyType({}),
 ) -> Network | nn.Sequential:
-    """Give the network of one class from a checkpoint, see `Generator.from_checkpoint`."""
+    """Return the network of one class from a checkpoint, see `Generator.from_checkpoint`."""
     name = kind.__name__.lower()
     contents = checkpoint.read(path)
     if checkpoint.is_ours(contents) and name not in contents and checkpoint.beside(path).exists():
@@ -269,7 +269,7 @@ def _build(
 
 
 def _map_sizes(image_size: int | tuple[int, int]) -> list[tuple[int, int]]:
-    """Give (height, width) of each map, from the picture down to the smallest of at least 4x4."""
+    """Return (height, width) of each map, from the picture down to the smallest of at least 4x4."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not (8 <= height <= 256 and 8 <= width <= 256):
         raise ValueError(f"image_size must be from 8 to 256 pixels a side, not {height}x{width}")
@@ -278,12 +278,12 @@ def _map_sizes(image_size: int | tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def _widths(features: int, count: int, max_features: int) -> list[int]:
-    """Give the channels of `count` hidden maps, largest map first: doubled, up to the bound."""
+    """Return the channels of `count` hidden maps, largest map first: doubled, up to the bound."""
     return [min(features << i, max_features) for i in range(count)]
 
 
 def _norm(norm: str, width: int) -> list[nn.Module]:
-    """Give the normalisation that follows a convolution, as a list of one layer or none."""
+    """Return the normalisation that follows a convolution, as a list of one layer or none."""
     if norm == "batch":
         return [nn.BatchNorm2d(width)]
     if norm == "none":

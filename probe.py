@@ -26,21 +26,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import atomic
-import svm
-from checkpoint import CheckpointError
-from dataset import random_at, to_tensor
-from features import recalibrate, untrained
-from labelled import Labelled, open_labelled
+from dataset import to_tensor
+from metrics import linear_svm
+from metrics.features import recalibrate, untrained
 from models import Discriminator
-from sources import NAMED_SETS
+from preprocessing.labelled import Labelled, open_labelled
+from preprocessing.sources import NAMED_SETS
 from utils import (
     REQUIRED,
     SettingsError,
+    atomic_write,
     check_settings,
     check_writable,
     parse_settings,
     pick_device,
+    random_at,
     run_script,
     setting,
 )
@@ -149,14 +149,14 @@ def probe(request: Request) -> list[dict[str, Any]]:
         )
         lines.append(line | about)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.writing(output) as file:
+    with atomic_write(output) as file:
         file.write(b"[\n" + b",\n".join(json.dumps(line).encode() for line in lines) + b"\n]\n")
     print(f"\n{PUBLISHED}\nWrote {output}")
     return lines
 
 
 def pick_layers(layers: str | None, network: Discriminator) -> list[int]:
-    """Turn "1,2,3" into the numbers of convolutions that have a feature map; None is all of them.
+    """Convert "1,2,3" to the numbers of convolutions that have a feature map; None is all.
 
     Raises:
         SettingsError: there are none of that number.
@@ -198,7 +198,7 @@ def draw_labels(request: Request, data: Labelled) -> list[np.ndarray]:
 
 
 def describe(network: Discriminator, layers: Sequence[int], x: Tensor) -> Tensor:
-    """Give the features (N, D) of images x (N, C, H, W) in [-1, 1], as section 5.1 has them.
+    """Return the features (N, D) of images x (N, C, H, W) in [-1, 1], as section 5.1 has them.
 
     D is 16 times the sum of the layers' channels, 15,360 for all of the default network at 64x64.
     """
@@ -218,7 +218,7 @@ def batches(images: np.ndarray, rows: np.ndarray, device: torch.device) -> Itera
 def extract(
     features_of: Callable[[Tensor], Tensor], stream: Iterable[Tensor], count: int
 ) -> Tensor:
-    """Give the features (count, D) of a stream of so many pictures, without a second copy."""
+    """Return the features (count, D) of a stream of so many pictures, without a second copy."""
     features, done = torch.empty(0), 0
     for x in stream:
         some = features_of(x)
@@ -230,7 +230,7 @@ def extract(
 
 
 def standardise(x: Tensor, *others: Tensor) -> None:
-    """Give the features of x (N, D) mean 0 and deviation 1, and change `others` (M, D) alike.
+    """Return the features of x (N, D) mean 0 and deviation 1, and change `others` (M, D) alike.
 
     So that C means the same for all of them, and that an SVM is trained in few steps. Next to one
     factor for all features it was worth half a point of accuracy, a trained network's on 4,000
@@ -261,12 +261,12 @@ def measure(
     y, y_test = (torch.from_numpy(data.labels[rows]).to(device) for rows in (learnable, data.test))
     standardise(x, x_test)
     classes = len(data.classes)
-    chosen = svm.choose(x, y, classes, count, draws[:CHOOSING] or [slice(count)])
+    chosen = linear_svm.choose(x, y, classes, count, draws[:CHOOSING] or [slice(count)])
     accuracies = []
     pairs = list(zip_longest(draws or [slice(None)], chosen.weights))
     for rows, start in tqdm(pairs, desc="Testing", disable=None, leave=False):
-        weights = svm.train(x[rows], y[rows], classes, chosen.c, start)
-        accuracies.append(svm.accuracy(weights, x_test, y_test))
+        weights = linear_svm.train(x[rows], y[rows], classes, chosen.c, start)
+        accuracies.append(linear_svm.accuracy(weights, x_test, y_test))
     return {
         "dimensions": x.shape[1], "C": chosen.c,
         "validation_accuracy": round(chosen.accuracy, 6),
@@ -276,4 +276,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    run_script(lambda: probe(parse_settings(Request, __doc__)), CheckpointError)
+    run_script(lambda: probe(parse_settings(Request, __doc__)))

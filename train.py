@@ -24,9 +24,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import ranks
-from best import Best
-from checkpoint import CheckpointError
 from config import Config
 from dataset import batches, load, parse_size, to_tensor
 from game import (
@@ -39,15 +36,18 @@ from game import (
     make_players,
     train_step,
 )
-from graph import Graph
-from keeper import Diverged, Keeper, Plan, what_is_due
 from losses import LOSSES
-from record import open_record
-from resume import find_run
-from signals import Stopped, noted
-from sources import DataError
+from preprocessing.sources import DataError
+from serialization.resume import find_run
+from training import distributed
+from training.acceleration import Graph
+from training.best import Best
+from training.keeper import Diverged, Keeper, Plan, what_is_due
+from training.logger import open_record
+from training.signals import Stopped, noted
 from utils import (
     SettingsError,
+    UserError,
     check_writable,
     parse_settings,
     pick_device,
@@ -60,7 +60,7 @@ SMALL_SET = 500  # pictures below which --augment measured better
 FEW_STEPS = 500  # digits were readable after 280 steps, the eyes of cats after 600
 
 
-class Collapsed(ArithmeticError):
+class Collapsed(UserError):
     """A run that --on_collapse stop has ended, after saving it."""
 
 
@@ -71,10 +71,10 @@ def train(config: Config) -> Path:
         SettingsError, DataError, CheckpointError: before anything is written but decoded pictures,
             for settings, data or a checkpoint that cannot be used.
     """
-    with ranks.only_first_speaks():
+    with distributed.only_first_speaks():
         config, saved = find_run(config)
     device = pick_device(config.device)
-    with ranks.joined(device):
+    with distributed.joined(device):
         config = replace(config, precision=pick_precision(config.precision, device))
         check_run(config, device)
         images = load_images(config)
@@ -83,7 +83,7 @@ def train(config: Config) -> Path:
             config, image_size=f"{height}x{width}", channels=channels, clear_cache=False
         )
         plan = make_plan(config, count, saved)
-        if len(set(ranks.gather((plan, images.shape)))) > 1:
+        if len(set(distributed.gather((plan, images.shape)))) > 1:
             raise DataError("the ranks found different checkpoints, or other pictures")
         if plan.start >= plan.total:
             print(
@@ -94,14 +94,16 @@ def train(config: Config) -> Path:
 
         if saved:
             check_saved(config, saved)
-        measures = config.evaluate_every and ranks.rank() == 0
+        measures = config.evaluate_every and distributed.rank() == 0
         best = Best(config, images, device) if measures else None
-        ranks.gather(None)  # for hours, where the networks' own waiting would end sooner
+        distributed.gather(None)  # for hours, where the networks' own waiting would end sooner
         players = make_players(config, device)
         if saved:
             load_players(players, saved)
         sizes = [sum(p.numel() for p in network.parameters()) for network in players[:2]]
-        where = f"{device} in {config.precision}" + f", {ranks.count()} ranks" * (ranks.count() > 1)
+        where = f"{device} in {config.precision}" + f", {distributed.count()} ranks" * (
+            distributed.count() > 1
+        )
         print(
             f"{config.name}: {count:,} pictures of {channels} x {height} x {width} (C x H x W)\n"
             f"device: {where}\n"
@@ -117,7 +119,7 @@ def train(config: Config) -> Path:
                 f"{best.network.title}; floor {best.floor:.1f}"
             )
         ended = play(config, plan, players, images, best)
-        speaks = ranks.rank() == 0
+        speaks = distributed.rank() == 0
     if not ended:
         return Path(config.checkpoint_dir, config.name, "last.pth")
     if not speaks:
@@ -135,16 +137,17 @@ def check_run(config: Config, device: torch.device) -> None:
     check_writable(Path(config.sample_dir, config.name))
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise SettingsError("--tensorboard: not installed here; pip install tensorboard")
-    if config.batch_size % ranks.count():
+    if config.batch_size % distributed.count():
         raise SettingsError(
-            f"--batch_size {config.batch_size}: must be a multiple of the {ranks.count()} ranks"
+            f"--batch_size {config.batch_size}: must be a multiple of the "
+            f"{distributed.count()} ranks"
         )
     if config.sync_bn and device.type != "cuda":
         warn("--sync_bn is for CUDA GPUs: here each rank's batch norm is its own")
 
 
 def load_images(config: Config) -> np.ndarray:
-    """Give the pictures (N, H, W, C) uint8; one rank of each machine decodes, if it must be.
+    """Return the pictures (N, H, W, C) uint8; one rank of each machine decodes, if it must be.
 
     Raises:
         DataError: as `dataset.load`, or another rank has raised it.
@@ -152,19 +155,19 @@ def load_images(config: Config) -> np.ndarray:
     size = config.image_size and parse_size(config.image_size)
     arguments = config.data, size, config.channels, config.download_dir, config.cache_dir
     images, mistake = None, None
-    if ranks.local_rank() == 0:
+    if distributed.local_rank() == 0:
         try:
-            images = load(*arguments, clear_cache=config.clear_cache and ranks.rank() == 0)
+            images = load(*arguments, clear_cache=config.clear_cache and distributed.rank() == 0)
         except DataError as error:
             mistake = error
-    if any(ranks.gather(mistake is not None)):
+    if any(distributed.gather(mistake is not None)):
         raise mistake or DataError(f"--data {config.data}: another rank could not read it")
     return load(*arguments, retry=False) if images is None else images
 
 
 def make_plan(config: Config, count: int, saved: Mapping[str, Any] | None) -> Plan:
     """Plan the steps on `count` pictures, from those that the checkpoint `saved` has on."""
-    batch_size = min(config.batch_size, count // ranks.count() * ranks.count())
+    batch_size = min(config.batch_size, count // distributed.count() * distributed.count())
     if batch_size == 0:
         raise DataError(f"--data {config.data}: has fewer pictures than there are ranks")
     if batch_size < config.batch_size:
@@ -189,8 +192,8 @@ def play(
     batch_size, _, start, total, _ = plan
     device = next(players.generator.parameters()).device
     playing = players._replace(
-        generator=ranks.share(players.generator, device),
-        discriminator=ranks.share(players.discriminator, device),
+        generator=distributed.share(players.generator, device),
+        discriminator=distributed.share(players.discriminator, device),
     )
 
     def step_on(batch: Tensor, **drawn: Tensor) -> Tensor:
@@ -200,9 +203,9 @@ def play(
 
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes never change: let it try its algorithms
-        step_on = Graph(step_on) if ranks.count() == 1 else step_on
+        step_on = Graph(step_on) if distributed.count() == 1 else step_on
 
-    part = ranks.part(batch_size)
+    part = distributed.part(batch_size)
     stream = batches(images, batch_size, config.seed, start, config.mirror, part, device)
     bar = tqdm(total=total, initial=start, unit="step", disable=None)
     with noted() as signal_noted, bar, open_record(config, start, plan.source, images) as record:
@@ -212,21 +215,21 @@ def play(
             drawn = drawn_at(config, step, batch_size, part, device)
             unread.append(step_on(batch=batch, **drawn))
             follow(players.generator_ema, players.generator, step, config.ema)
-            stop = ranks.largest(signal_noted())
+            stop = distributed.largest(signal_noted())
             bar.update()
             due = what_is_due(config, plan, step, stop > 0)
             if due.log:
                 values = read_metrics(unread, step)
                 ends = keeper.keep(step, due, values, bar) if keeper else False
             if due.grid:  # from which the first rank tells
-                collapsed = ranks.largest(ends)
+                collapsed = distributed.largest(ends)
             if due.save:  # which may have taken long: a signal that came meanwhile loses no step
-                stop = ranks.largest(signal_noted())
+                stop = distributed.largest(signal_noted())
             if stop or collapsed:
                 break
         if keeper:
             keeper.conclude(step)
-    ranks.gather(None)  # so that none ends the others before the first has saved
+    distributed.gather(None)  # so that none ends the others before the first has saved
     if step == total or not (stop or collapsed):
         return None
     flags = f"--name {shlex.quote(config.name)}"
@@ -246,7 +249,7 @@ def read_metrics(unread: list[Tensor], step: int) -> dict[str, float]:
     Raises:
         Diverged: a value is not finite.
     """
-    table = ranks.mean(torch.stack(unread)).tolist()
+    table = distributed.mean(torch.stack(unread)).tolist()
     unread.clear()
     for number, row in enumerate(table, step - len(table) + 1):
         if not all(map(math.isfinite, row)):
@@ -255,4 +258,4 @@ def read_metrics(unread: list[Tensor], step: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_script(lambda: train(parse_settings(Config, __doc__)), CheckpointError, Diverged, Collapsed)
+    run_script(lambda: train(parse_settings(Config, __doc__)))

@@ -1,9 +1,11 @@
-"""What every script needs: settings as command-line flags, one-line errors, the device."""
+"""What every script needs: settings as flags, one-line errors, the device, atomic files, seeds."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import errno
 import inspect
 import math
 import os
@@ -11,22 +13,24 @@ import re
 import signal
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
-
-import atomic
-import streams
-from sources import DataError
 
 Settings = TypeVar("Settings")
 REQUIRED = dataclasses.MISSING
 
 
-class SettingsError(ValueError):
+class UserError(ValueError):
+    """A mistake of the user's; the message is one line that says what to do."""
+
+
+class SettingsError(UserError):
     """A setting that cannot be used; the message is one line that names its flag."""
 
 
@@ -165,13 +169,13 @@ def _add_flags(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
 
 
 def flag(field: dataclasses.Field) -> str:
-    """Give the flag of a setting, or the name of one that is given by its place."""
+    """Return the flag of a setting, or the name of one that is given by its place."""
     name = field.name.rstrip("_")
     return name if field.metadata["positional"] else f"--{name}"
 
 
 def shown_default(field: dataclasses.Field) -> str:
-    """Give the default of a setting as `--help` shows it."""
+    """Return the default of a setting as `--help` shows it."""
     if field.default is REQUIRED:
         return "required"
     return f"default: {field.metadata['shown'] or field.default}"
@@ -228,12 +232,12 @@ def write_settings(path: Path, settings: Any) -> None:
             plain = re.fullmatch(r'[^\s"#=]([^"#]*[^\s"#])?', str(value))
             value = value if plain else '"{}"'.format(value.replace('"', '""'))
             lines.append(f"{flag(field)} {value}")
-    with atomic.writing(path) as file:
+    with atomic_write(path) as file:
         file.write("\n".join([*lines, ""]).encode("utf-8", "surrogateescape"))
 
 
 def _type_of(settings: Any, field: dataclasses.Field) -> type:
-    """Give the type of a field's values: T for `T | None`, list for `list[str]`."""
+    """Return the type of a field's values: T for `T | None`, list for `list[str]`."""
     kind = settings if isinstance(settings, type) else type(settings)
     annotation = typing.get_type_hints(kind)[field.name]
     if typing.get_origin(annotation) is list:
@@ -242,16 +246,18 @@ def _type_of(settings: Any, field: dataclasses.Field) -> type:
     return members[0] if members else annotation
 
 
-def run_script(main: Callable[[], Any], *mistakes: type[Exception]) -> None:
+def run_script(main: Callable[[], Any]) -> None:
     """Run a script's `main`: a user's mistake becomes one line on stderr and exit status 2.
 
-    Mistakes are errors in settings and data, those given, and files that the system refuses. What
-    a signal has stopped ends with one line too, and with 128 + its number, as shells expect.
+    Mistakes are `UserError`s, and files that the system refuses. A run that a signal has stopped
+    ends with one line too, and with 128 + the signal's number, as shells expect.
     """
-    streams.keep_open()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a pipe on Windows may lack the letters of a file name
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main()
-    except (SettingsError, DataError, *mistakes) as error:
+    except UserError as error:
         status, message = 2, str(error)
     except OSError as error:
         if error.filename is None:
@@ -275,7 +281,7 @@ def warn(message: str) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """Give the device called `name`; "auto" is the GPU if CUDA finds one, else the CPU.
+    """Return the device called `name`; "auto" is the GPU if CUDA finds one, else the CPU.
 
     A GPU becomes the current one, on which streams, graphs and pinned memory are made.
 
@@ -300,7 +306,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Give fp32 or bf16; "auto" is bf16 where the device computes in it fast.
+    """Return fp32 or bf16; "auto" is bf16 where the device computes in it fast.
 
     Those are GPUs that have it, and CPUs with AMX or AVX512-BF16 instructions: other CPUs take
     longer in bf16.
@@ -324,3 +330,93 @@ def check_writable(folder: Path) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise SettingsError(f"{folder} can't be written: {there} is no folder with that permission")
+
+
+# Files -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of `path` once all is in it.
+
+    It lies beside its place until it is flushed to the disk, and is then renamed, so that a crash
+    leaves the file that was there before, as does an error in the caller's block.
+
+    Raises:
+        OSError: naming `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with _naming(path):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a file, whole or not at all as long as the program runs.
+
+    Raises:
+        OSError: naming `path`.
+    """
+    with _naming(path), open(path, "ab", buffering=0) as file:
+        end = file.tell()
+        if file.write(line) < len(line):  # the disk is full; the next line must not join it
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let what the system says of a file name it, which it does not when a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what writers that were killed have left in `folder`."""
+    for path in folder.glob(".*.[0-9]*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut; Windows offers no such call."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Images and randomness ----------------------------------------------------------------------------
+
+
+def make_grid(images: np.ndarray) -> Image.Image:
+    """Lay images (N, H, W, C) uint8 out in rows on black, as square as N allows, 2 pixels apart."""
+    count, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    grid = np.zeros((rows * (height + 2) + 2, columns * (width + 2) + 2, channels), np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + 2) + 2, i % columns * (width + 2) + 2
+        grid[top : top + height, left : left + width] = image
+    return Image.fromarray(grid.squeeze(2) if channels == 1 else grid)
+
+
+def random_at(seed: int, purpose: str, position: int) -> np.random.Generator:
+    """Return the random numbers of one position: the order of an epoch, the flips of a step.
+
+    They follow from the arguments alone, so that a resumed run needs no saved generator state.
+    """
+    return np.random.default_rng([seed, position, *purpose.encode()])

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 
 def machine() -> str:
-    """Give the hardware, the versions and the command of this run, for the head of a table."""
+    """Return the hardware, the versions and the command of this run, for the head of a table."""
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:

@@ -27,11 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import save_image
 
-import checkpoint
 from benchmarks.common import in_turn, machine, table
 from dataset import to_image, to_tensor
 from generate import Request, generate, write_files
 from models import Generator
+from serialization import checkpoint
 from utils import pick_device
 
 BATCH = 64

@@ -19,15 +19,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import atomic
 from benchmarks.common import machine
 from benchmarks.throughput import Textbook
-from best import Best
 from config import Config
 from dataset import batches, to_tensor
 from models import Generator, init_weights
 from train import load_images, train
-from utils import parse_settings, pick_device
+from training.best import Best
+from utils import atomic_write, parse_settings, pick_device
 
 FACES = f"@{Path(__file__).parents[1] / 'settings' / 'faces64.txt'}"
 ROWS: dict[str, list[str] | None] = {  # flags of train.py; the textbook has none
@@ -74,7 +73,7 @@ def measure_ours(config: Config) -> dict[int, float]:
 
 
 def measure(row: str, seed: int, given: argparse.Namespace) -> dict[int, float]:
-    """Give the distances of one run by step, from its file if it is there."""
+    """Return the distances of one run by step, from its file if it is there."""
     number, flags = list(ROWS).index(row), ROWS[row]
     name = f"quality-{number}-seed-{seed}"
     path = Path(given.folder, f"{name}.json")
@@ -92,7 +91,7 @@ def measure(row: str, seed: int, given: argparse.Namespace) -> dict[int, float]:
     else:
         steps = given.pictures // config.batch_size
         distances = measure_ours(parse_settings(Config, None, [*settings, "--steps", str(steps)]))
-    with atomic.writing(path) as file:
+    with atomic_write(path) as file:
         file.write(json.dumps(distances).encode())
     return distances
 

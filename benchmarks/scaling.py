@@ -99,7 +99,7 @@ def compare_counts(folder: Path, counts: list[int], repeats: int, common: list[s
 
 
 def link_pictures(made: Path, count_made: int, folder: Path, count: int) -> None:
-    """Give `count` pictures names in `folder`, a thousand a subfolder."""
+    """Return `count` pictures names in `folder`, a thousand a subfolder."""
     names = sorted(os.listdir(made))
     for i in tqdm(range(count), desc="Naming pictures", disable=None, leave=False):
         if i % 1000 == 0:
@@ -120,7 +120,7 @@ def run(command: list[str], folder: Path) -> dict[str, float]:
 
 
 def measure(data: str, features: int, steps: int, device_name: str) -> dict[str, float]:
-    """Give seconds to the first batch, MB of memory, and seconds a picture: read, and trained on.
+    """Return seconds to the first batch, MB of memory, and seconds a picture: read, and trained on.
 
     Reading is timed over at least 1,000 batches, of which each picture may be in several.
     """

@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from benchmarks.common import in_turn, machine, table, write_pictures
-from cache import clear
 from config import Config
 from dataset import batches, load, to_tensor
 from game import drawn_at, follow, make_players, train_step
-from graph import Graph
 from losses import LOSSES
 from models import sample_latents
+from preprocessing.cache import clear
+from training.acceleration import Graph
 from utils import pick_device, pick_precision
 
 Z_DIM = 100
@@ -106,7 +106,7 @@ def textbook_batches(folder: Path, batch_size: int) -> Iterator[Tensor]:
 
 
 def our_step(config: Config, device: torch.device) -> Callable[[Tensor, Mapping], None]:
-    """Give what `train.play` does with a uint8 batch (N, H, W, C) and what `drawn_at` draws."""
+    """Return what `train.play` does with a uint8 batch (N, H, W, C) and what `drawn_at` draws."""
     players = make_players(config, device)
     steps = itertools.count(1)
 

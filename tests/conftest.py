@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoint
 from models import Discriminator, Generator
+from serialization import checkpoint
 
 # Neither this process nor those that the tests start may reach another machine.
 OFFLINE = Path(__file__).parent / "offline"

@@ -109,13 +109,13 @@ def down(before, after, *how, norm=True, **options):
 
 
 def plain_critic():
-    """Give the layers of a usual discriminator of 32x32 pixels."""
+    """Return the layers of a usual discriminator of 32x32 pixels."""
     inner = [*down(4, 8, *TAIL), *down(8, 8, *TAIL)]
     return [*down(3, 4, *TAIL, norm=False), *inner, nn.Conv2d(8, 1, 4)]
 
 
 def at_random(network, seed=0):
-    """Give a network weights and statistics that tell, in eval mode."""
+    """Return a network weights and statistics that tell, in eval mode."""
     torch.manual_seed(seed)
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point():
@@ -127,7 +127,7 @@ def at_random(network, seed=0):
 
 @torch.no_grad()
 def lived(network, z_dim, z_dist="normal"):
-    """Give a network's batch norm the averages of its own maps, as training does, in eval mode."""
+    """Give a network's batch norm the averages of its own maps, as training does."""
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             layer.momentum = None  # the averages are those of all batches

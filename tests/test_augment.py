@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from augment import CHANCES, augment
+from training.augment import CHANCES, augment
 
 STILL = [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]  # only the hole, in the middle
 SIDE = 16

@@ -10,13 +10,13 @@ import torch
 from conftest import write_pictures
 from test_train import STATES, same
 
-import best
-import checkpoint
 import evaluate
-from best import Best
 from dataset import load
 from models import Generator
+from serialization import checkpoint
 from train import Config, train
+from training import best
+from training.best import Best
 from utils import SettingsError
 
 pytest.importorskip("efficientnet_lite_pytorch")

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from conftest import write_pictures
 
-import cache
-import pictures as decoding
-from cache import clear, open_cached
 from dataset import load
-from sources import DataError, find
+from preprocessing import cache
+from preprocessing import decode as decoding
+from preprocessing.cache import clear, open_cached
+from preprocessing.sources import DataError, find
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,9 +10,9 @@ import zipfile
 import pytest
 import torch
 
-import checkpoint
-from checkpoint import CheckpointError
 from models import Generator
+from serialization import checkpoint
+from serialization.checkpoint import CheckpointError
 
 
 def test_what_is_saved_is_loaded(tmp_path):

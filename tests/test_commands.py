@@ -17,8 +17,8 @@ import pytest
 from conftest import write_mnist, write_pictures
 from PIL import Image
 
-from checkpoint import SHIPPED, beside
 from explore import COMMANDS
+from serialization.checkpoint import SHIPPED, beside
 from train import Config
 from utils import shown_default
 
@@ -36,7 +36,7 @@ def blocks(language):
 
 
 def commands():
-    """Give the pages' commands, pip and pytest left out, each as a list of words."""
+    """Return the pages' commands, pip and pytest left out, each as a list of words."""
     lines = [part for block in blocks("bash") for line in block.splitlines()
              for part in line.split("&&")]  # fmt: skip
     words = [shlex.split(line, comments=True) for line in lines]
@@ -123,7 +123,7 @@ def test_the_notebooks_cells_run_in_their_order(clone, monkeypatch):
 
 
 def flag_rows():
-    """Give the table of flags, written from the settings themselves."""
+    """Return the table of flags, written from the settings themselves."""
     group, rows = None, []
     for field in fields(Config):
         heading = field.metadata["group"]

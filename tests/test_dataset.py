@@ -10,16 +10,10 @@ import torch
 from PIL import Image
 
 import dataset
-from cache import open_cached
-from dataset import (
-    batches,
-    examine,
-    find_alike,
-    make_grid,
-    to_image,
-    to_tensor,
-)
-from sources import find
+from dataset import batches, examine, find_alike, to_image, to_tensor
+from preprocessing.cache import open_cached
+from preprocessing.sources import find
+from utils import make_grid
 
 ROOT = Path(__file__).parent.parent
 

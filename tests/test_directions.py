@@ -8,9 +8,9 @@ from test_explore import holds, run
 from torch import nn
 
 from dataset import to_image
-from directions import leading_directions, read_displacement, read_moves
 from models import Generator, draw, sample_latents
 from utils import SettingsError
+from visualization.directions import leading_directions, read_displacement, read_moves
 
 
 def with_linear_layer(activation=nn.LeakyReLU):

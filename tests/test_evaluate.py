@@ -12,10 +12,10 @@ import torch
 from conftest import write_generator, write_pictures
 from PIL import Image
 
-import checkpoint
 import evaluate as script
-import features
 from evaluate import Request, evaluate
+from metrics.distances import features
+from serialization import checkpoint
 from utils import SettingsError
 
 ROOT = Path(__file__).parent.parent

@@ -46,7 +46,7 @@ def images_of(path, *seeds):
 
 
 def about(path):
-    """Give the command that a file holds."""
+    """Return the command that a file holds."""
     with Image.open(path) as image:
         if image.format == "PNG":
             return image.text["command"]
@@ -101,7 +101,7 @@ def test_an_animation_plays_and_is_made_again(saved, channels, suffix):
 
 
 def test_an_mp4_of_an_odd_size_keeps_its_last_row_and_column(tmp_path):
-    from animation import write_animation
+    from visualization.animation import write_animation
 
     ramp = np.broadcast_to(np.arange(0, 150, 10, np.uint8)[:, None, None], (15, 17, 3))
     write_animation(tmp_path / "a.mp4", [Image.fromarray(ramp)] * 3, [40, 40, 200])

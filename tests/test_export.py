@@ -8,11 +8,11 @@ import torch
 from conftest import write_generator
 from strangers import Example, at_random
 
-from checkpoint import CheckpointError
 from dataset import to_image
-from export import export_onnx
 from generate import Request, generate
 from models import Discriminator, Generator, draw, sample_latents
+from serialization.checkpoint import CheckpointError
+from serialization.export import export_onnx
 from train import Config, train
 from utils import SettingsError
 

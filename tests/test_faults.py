@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoint
-from checkpoint import CheckpointError
-from record import Record, open_record
+from serialization import checkpoint
+from serialization.checkpoint import CheckpointError
 from train import Config, Diverged, train
+from training.logger import Record, open_record
 
 
 def test_what_cannot_be_written_is_warned_of_and_at_the_end_raised(tmp_path, capsys):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-import features
-from features import (
+from metrics.distances import features
+from metrics.features import (
     DiscriminatorFeatures,
     as_seen,
     extract,
@@ -19,7 +19,7 @@ from features import (
     load_network,
 )
 from models import Discriminator
-from pictures import to_channels
+from preprocessing.decode import to_channels
 from utils import SettingsError
 
 

@@ -8,12 +8,14 @@ from PIL import Image
 from strangers import TAIL, at_random, plain_critic, up
 from torch import nn
 
-from checkpoint import CheckpointError
-from construct import ACTIVATIONS
 from dataset import to_image
 from explore import COMMANDS
-from features import recalibrate
-from filters import (
+from metrics.features import recalibrate
+from models import Discriminator, Generator, draw, sample_latents
+from serialization.checkpoint import CheckpointError
+from serialization.construct import ACTIVATIONS
+from utils import SettingsError, parse_settings
+from visualization.filters import (
     Box,
     activations_of,
     as_picture,
@@ -27,8 +29,6 @@ from filters import (
     strongest,
     without,
 )
-from models import Discriminator, Generator, draw, sample_latents
-from utils import SettingsError, parse_settings
 
 
 def vary(network):
@@ -134,7 +134,7 @@ def test_a_gradients_picture_is_grey_at_0_and_opaque(channels):
 
 
 def planted(count=4, depth=12, height=6, width=8):
-    """Give maps of noise, of which filter 5 answers in the marked part and filter 6 outside."""
+    """Return maps of noise, of which filter 5 answers in the marked part and filter 6 outside."""
     torch.manual_seed(0)
     maps = torch.rand(count, depth, height, width)
     marked = torch.zeros(count, 2 * height, 2 * width, dtype=torch.bool)

@@ -21,9 +21,9 @@ from strangers import (
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-import checkpoint
-from checkpoint import CheckpointError
 from models import Discriminator, Generator
+from serialization import checkpoint
+from serialization.checkpoint import CheckpointError
 
 STRANGERS = {
     "example": lambda: Example(7, (16, 8, 6, 4)),

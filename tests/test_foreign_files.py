@@ -26,13 +26,13 @@ from strangers import (
 from test_probe import write_classes
 from torch import nn
 
-import checkpoint
 import probe
-from checkpoint import CheckpointError
 from evaluate import Request as Evaluation
 from evaluate import evaluate
 from generate import Request, draw_batches, generate
 from models import Discriminator, Generator, sample_latents
+from serialization import checkpoint
+from serialization.checkpoint import CheckpointError
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,9 +10,9 @@ import pytest
 from conftest import write_generator, write_pictures
 from PIL import Image
 
-from checkpoint import CheckpointError
 from generate import Request, draw_batches, generate, write_files
 from models import Generator
+from serialization.checkpoint import CheckpointError
 from train import Config, train
 from utils import SettingsError
 

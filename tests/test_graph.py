@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
 from dataset import batches
 from game import load_players, make_players, train_step
-from graph import WARM_UP, Graph
 from losses import LOSSES
 from models import draw, sample_latents
+from serialization import checkpoint
 from train import Config, train
+from training.acceleration import WARM_UP, Graph
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 DEVICE = torch.device("cuda")

@@ -9,14 +9,14 @@ import torch
 from conftest import write_generator, write_pictures
 from PIL import Image
 
-import checkpoint
 from dataset import load, to_image
 from explore import COMMANDS
-from inversion import Invert, distances, invert, read_photos
-from latents import read_latents
 from models import Discriminator, Generator, draw, sample_latents
-from sources import DataError
+from preprocessing.sources import DataError
+from serialization import checkpoint
 from utils import SettingsError, parse_settings
+from visualization.inversion import Invert, distances, invert, read_photos
+from visualization.latents import read_latents
 
 STEPS = 40
 
@@ -71,7 +71,7 @@ def test_the_prior_holds_latents_to_the_length_of_those_to_draw_from(monkeypatch
     unlikely = draw(generator, 3 * sample_latents([2, 3], 4))
     lengths = []
     for prior in (0, 1):
-        monkeypatch.setattr("inversion.PRIOR", prior)
+        monkeypatch.setattr("visualization.inversion.PRIOR", prior)
         z = invert(generator, unlikely, None, 2, STEPS)
         lengths.append(z.square().mean(1))
     assert (lengths[0] > 2).all() and ((lengths[1] - 1).abs() < 0.3).all()

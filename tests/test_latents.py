@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from latents import (
+from models import sample_latents
+from utils import SettingsError
+from visualization.latents import (
     combine,
     neighbours,
     read_latents,
@@ -13,8 +15,6 @@ from latents import (
     turn,
     walk,
 )
-from models import sample_latents
-from utils import SettingsError
 
 
 def drawn(*seeds, z_dim=100):

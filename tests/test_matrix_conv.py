@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from matrix_conv import Gather, MatrixConv2d, MatrixConvTranspose2d, Scatter, use_matrix_products
 from models import Discriminator, Generator
+from training.matrix_conv import (
+    Gather,
+    MatrixConv2d,
+    MatrixConvTranspose2d,
+    Scatter,
+    use_matrix_products,
+)
 
 MATRIX_FORMS = (MatrixConv2d, MatrixConvTranspose2d)
 MAPS = [(8, 8), (4, 12), (9, 9), (7, 10)]  # the larger map of a layer, in pixels
@@ -15,7 +21,7 @@ CHANNELS_LAST = torch.channels_last
 
 
 def make_pair(plain, size, bias=False, dtype=torch.float64):
-    """Give a plain layer from 6 to 5 channels, its matrix form, and an input; maps of `size`."""
+    """Return a plain layer from 6 to 5 channels, its matrix form, and an input; maps of `size`."""
     torch.manual_seed(0)
     height, width = size
     if plain is nn.Conv2d:
@@ -31,7 +37,7 @@ def make_pair(plain, size, bias=False, dtype=torch.float64):
 
 
 def run(layer, x, **settings):
-    """Give the output of a layer or network and the gradients of its input and parameters."""
+    """Return the output of a layer or network and the gradients of its input and parameters."""
     x = x.detach().clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, **settings):
         y = layer(x)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import metrics
-from metrics import (
+from metrics.distances import (
     compare,
     frechet_distance,
     kernel_distance,
@@ -63,7 +62,7 @@ def test_kid_of_one_distribution_is_zero_on_average():
 
 
 def test_kid_of_many_follows_from_the_seed_and_leaves_the_random_numbers_alone(monkeypatch):
-    monkeypatch.setattr(metrics, "KID_SUBSET", 50)
+    monkeypatch.setattr("metrics.distances.KID_SUBSET", 50)
     real, fake = normal(200, seed=1), normal(200, seed=2, shift=0.3)
     before = torch.get_rng_state()
     first = kernel_distance(real, fake, seed=3)
@@ -124,6 +123,6 @@ def test_the_nearest_are_found_with_their_distances_and_a_copy_is_at_zero():
 def test_chunks_change_nothing(monkeypatch):
     real, fake = normal(100, seed=1), normal(80, seed=2)
     whole = manifold_scores(real, fake), nearest(real, fake, 3)
-    monkeypatch.setattr(metrics, "CHUNK", 7)
+    monkeypatch.setattr("metrics.distances.CHUNK", 7)
     assert manifold_scores(real, fake) == whole[0]
     assert all(map(torch.equal, nearest(real, fake, 3), whole[1]))

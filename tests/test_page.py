@@ -107,7 +107,7 @@ def test_other_addresses_are_not_served(served):
 
 
 def test_an_address_that_cannot_be_had_is_one_line():
-    from page import check_address, serve
+    from visualization.app import check_address, serve
 
     generator = Generator(8, 8, 1, 16)
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -12,9 +12,9 @@ import pytest
 from conftest import write_mnist, write_pictures
 from PIL import Image
 
-from cache import open_cached
 from dataset import load
-from sources import DataError, find
+from preprocessing.cache import open_cached
+from preprocessing.sources import DataError, find
 
 ROOT = Path(__file__).parent.parent
 

@@ -15,12 +15,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
-import checkpoint
-import svm
-from labelled import open_labelled
+from metrics import linear_svm
 from models import Discriminator
+from preprocessing.labelled import open_labelled
+from preprocessing.sources import DataError
 from probe import Request, describe, draw_labels, probe, recalibrate, standardise, untrained
-from sources import DataError
+from serialization import checkpoint
 
 SCRIPT = Path(__file__).parent.parent / "probe.py"
 COLOURS = ("blue", "green", "red")  # the classes of the tests' pictures
@@ -58,7 +58,7 @@ def write_classes(folder, count, broken=()):
 
 
 def true_labels(data):
-    """Give the classes of all pictures as their pixels tell them."""
+    """Return the classes of all pictures as their pixels tell them."""
     return 2 - data.images[:, 0, 0].argmax(1)
 
 
@@ -278,7 +278,7 @@ def test_the_command_compares_with_pixels_and_the_untrained_network(saved, tmp_p
     assert [line["features"] for line in lines] == ["discriminator", "untrained", "raw pixels"]
     assert [line["dimensions"] for line in lines] == [12 * 16, 12 * 16, 768]
     for line in lines:
-        assert line["accuracy"] > 0.9 and line["C"] in svm.GRID
+        assert line["accuracy"] > 0.9 and line["C"] in linear_svm.GRID
         assert line["statistics"] == "recalibrated" and line["seed"] == 0
 
 

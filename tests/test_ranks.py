@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import write_pictures
 
-import checkpoint
+from serialization import checkpoint
 from train import Config, train
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ def launch(arguments, ranks=2, status=0):
 
 
 def difference(one, other):
-    """Give the largest difference between two checkpoints' weights."""
+    """Return the largest difference between two checkpoints' weights."""
     return max(
         (one[network][name] - other[network][name]).abs().max().item()
         for network in ("generator", "discriminator")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from losses import LOSSES
-from referee import (
+from training.monitor import (
     ADVICE,
     BALANCED,
     BEGINNING,

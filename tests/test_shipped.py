@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoint
-from checkpoint import SHIPPED
 from generate import Request, generate
 from models import Discriminator, Generator, draw, sample_latents
+from serialization import checkpoint
+from serialization.checkpoint import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 CARD = (ROOT / "checkpoints" / "README.md").read_text(encoding="utf-8")

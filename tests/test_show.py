@@ -7,7 +7,7 @@ from conftest import write_generator
 
 from dataset import to_image
 from models import Generator, draw, sample_latents
-from show import show_random
+from visualization.show import show_random
 
 matplotlib.use("Agg")
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from conftest import write_pictures
 
-import checkpoint
-import signals
-from record import Record
-from signals import noted
+from serialization import checkpoint
 from train import Config, train
+from training import signals
+from training.logger import Record
+from training.signals import noted
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")

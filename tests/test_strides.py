@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from strides import Kernel, settle
+from serialization.strides import Kernel, settle
 
 
 @pytest.mark.parametrize(

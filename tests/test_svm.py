@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.svm import LinearSVC
 
-import svm
+from metrics import linear_svm
 from probe import standardise
 
 
@@ -22,7 +22,7 @@ def digits():
 
 def objective(weights, x, y, c):
     signs = torch.where(y == torch.arange(10)[:, None], 1.0, -1.0).double()
-    hinge = (1 - signs * svm.scores(weights.double(), x.double())).clamp(min=0)
+    hinge = (1 - signs * linear_svm.scores(weights.double(), x.double())).clamp(min=0)
     return (weights.double().square().sum() / 2 + c * hinge.square().sum()).item()
 
 
@@ -33,25 +33,25 @@ def test_the_svm_is_that_of_scikit_learn(digits, c):
     weights = np.concatenate([theirs.coef_, theirs.intercept_[:, None]], 1)
     best = objective(torch.from_numpy(weights), x[:count], y[:count], c)
 
-    ours = svm.train(x[:count], y[:count], 10, c, tolerance=1e-5)
+    ours = linear_svm.train(x[:count], y[:count], 10, c, tolerance=1e-5)
     assert objective(ours, x[:count], y[:count], c) == pytest.approx(best, rel=1e-5)
-    accuracy = svm.accuracy(ours, x[count:], y[count:])
+    accuracy = linear_svm.accuracy(ours, x[count:], y[count:])
     assert accuracy == pytest.approx(theirs.score(x[count:], y[count:]), abs=5e-4)
 
-    quick = svm.train(x[:count], y[:count], 10, c)
+    quick = linear_svm.train(x[:count], y[:count], 10, c)
     assert objective(quick, x[:count], y[:count], c) < 1.02 * best
-    start = svm.train(x[:count], y[:count], 10, c / 2)
-    warm = svm.train(x[:count], y[:count], 10, c, start, tolerance=1e-5)
+    start = linear_svm.train(x[:count], y[:count], 10, c / 2)
+    warm = linear_svm.train(x[:count], y[:count], 10, c, start, tolerance=1e-5)
     assert objective(warm, x[:count], y[:count], c) == pytest.approx(best, rel=1e-5)
 
 
 def test_c_is_the_one_that_the_validation_likes_best(digits):
     x, y = digits[0][:900], digits[1][:900]
     draws = [np.arange(0, 40), np.arange(20, 60)]
-    chosen = svm.choose(x, y, 10, 60, draws)
-    for c in svm.GRID:
-        weights = [svm.train(x[rows], y[rows], 10, c) for rows in draws]
-        mean = np.mean([svm.accuracy(each, x[60:], y[60:]) for each in weights])
+    chosen = linear_svm.choose(x, y, 10, 60, draws)
+    for c in linear_svm.GRID:
+        weights = [linear_svm.train(x[rows], y[rows], 10, c) for rows in draws]
+        mean = np.mean([linear_svm.accuracy(each, x[60:], y[60:]) for each in weights])
         assert mean <= chosen.accuracy + 0.01
         if c == chosen.c:
             assert mean == pytest.approx(chosen.accuracy, abs=0.01)

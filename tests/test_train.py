@@ -9,12 +9,12 @@ import torch
 from conftest import write_pictures
 from PIL import Image
 
-import checkpoint
-import referee
-from checkpoint import CheckpointError
 from dataset import DataError
 from models import Generator, sample_latents
+from serialization import checkpoint
+from serialization.checkpoint import CheckpointError
 from train import Collapsed, Config, train
+from training import monitor
 from utils import SettingsError
 
 STATES = ("generator", "discriminator", "optimizer_g", "optimizer_d", "generator_ema")
@@ -302,7 +302,7 @@ def test_config_survives_replace():
 
 
 def test_a_collapsed_run_says_so_and_ends_if_it_is_told_to(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(referee, "BEGUN", 2)  # its pictures are all grey at first
+    monkeypatch.setattr(monitor, "BEGUN", 2)  # its pictures are all grey at first
     settings = {**small, "sample_every": 3}
     train(Config(**settings, name="goes-on"))
     said = capsys.readouterr().err
@@ -314,7 +314,7 @@ def test_a_collapsed_run_says_so_and_ends_if_it_is_told_to(small, tmp_path, monk
     log = (tmp_path / "samples" / "stops" / "log.jsonl").read_text().splitlines()
     entry = json.loads(log[-1])
     assert (entry["step"], entry["game"], entry["game_since"]) == (3, "collapsed", 3)
-    assert 0 <= entry["variety"] < referee.NONE_LEFT
+    assert 0 <= entry["variety"] < monitor.NONE_LEFT
     capsys.readouterr()
     with pytest.raises(Collapsed, match="saved step 5,"):
         train(Config(**settings, name="stops", resume="last"))

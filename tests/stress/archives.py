@@ -1,4 +1,4 @@
-"""Give the data doctor archives that are broken, hostile or huge: none does harm.
+"""Return the data doctor archives that are broken, hostile or huge: none does harm.
 
     python tests/stress/archives.py --entries 100000
 
@@ -30,8 +30,8 @@ from odd_pictures import results
 from PIL import Image
 from tqdm import tqdm
 
-from cache import open_cached
-from sources import DataError, Found, find
+from preprocessing.cache import open_cached
+from preprocessing.sources import DataError, Found, find
 
 BROKEN = ("wrong", "crashes", "written outside", "over 1 GB", "stale")
 SIZE = (8, 8)
@@ -55,29 +55,29 @@ class Entry(NamedTuple):
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
-    """Give one of 256 colours that are well apart from white, black and each other."""
+    """Return one of 256 colours that are well apart from white, black and each other."""
     return 40 + number % 8 * 20, 40 + number // 8 % 8 * 20, 40 + number // 64 % 4 * 50
 
 
 def picture(number: int) -> bytes:
-    """Give a PNG of one colour."""
+    """Return a PNG of one colour."""
     file = io.BytesIO()
     Image.new("RGB", SIZE, colour_of(number)).save(file, "PNG")
     return file.getvalue()
 
 
 def good(name: str | bytes, number: int, **how) -> Entry:
-    """Give an entry that must be read, whatever its name."""
+    """Return an entry that must be read, whatever its name."""
     return Entry(name, picture(number), colour_of(number), **how)
 
 
 def bad(name: str | bytes, data: bytes | None = None, **how) -> Entry:
-    """Give an entry that must be skipped, by default a picture."""
+    """Return an entry that must be skipped, by default a picture."""
     return Entry(name, picture(0) if data is None else data, None, **how)
 
 
 def header(entry: Entry) -> tuple[bytes, bytes]:
-    """Give what an entry's two headers have in common, and its name."""
+    """Return what an entry's two headers have in common, and its name."""
     name = entry.name if isinstance(entry.name, bytes) else entry.name.encode()
     packed = entry.data if entry.packed is None else entry.packed
     size = len(entry.data) if entry.size is None else entry.size
@@ -86,7 +86,7 @@ def header(entry: Entry) -> tuple[bytes, bytes]:
 
 
 def local(entry: Entry) -> bytes:
-    """Give an entry as it stands in the archive, with its header."""
+    """Return an entry as it stands in the archive, with its header."""
     return b"PK\3\4" + b"".join(header(entry)) + (entry.packed or entry.data)
 
 
@@ -107,14 +107,14 @@ def write_zip(path: Path, entries: list[Entry]) -> None:
 
 
 def zeros(megabytes: int) -> bytes:
-    """Give what unpacks to so many megabytes, a thousandth of that, in a moment."""
+    """Return what unpacks to so many megabytes, a thousandth of that, in a moment."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     one = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
     return one * megabytes + packer.flush()
 
 
 def odd_archives(outside: str) -> dict[str, list[Entry]]:
-    """Give archives that hold good pictures and all kinds of bad entries; `outside` is a folder."""
+    """Return archives of good images and all kinds of bad entries; `outside` is a folder."""
     plain = [good("plain.png", 1), good("folder/plain.png", 2)]
     inner = good("inner.png", 3)
     outer = picture(4) + local(inner)
@@ -185,7 +185,7 @@ def write_many(path: Path, entries: int) -> None:
 
 
 def snapshot(folder: Path, but: tuple[Path, ...]) -> list[tuple[str, int, int]]:
-    """Give the name, size and time of every file below a folder, but not those below `but`."""
+    """Return the name, size and time of every file below a folder, but not those below `but`."""
     files = (path for path in folder.rglob("*") if not path.is_dir())
     kept = (path for path in files if not any(map(path.is_relative_to, but)))
     return sorted((str(path), path.lstat().st_size, path.lstat().st_mtime_ns) for path in kept)
@@ -227,7 +227,7 @@ def count_many(path: Path, entries: int, cache: Path, counts: Counter) -> None:
 
 
 def seen(found: Found, cache: Path) -> dict[str, tuple | str]:
-    """Give the colour that each name has become, or why it has none."""
+    """Return the colour that each name has become, or why it has none."""
     became = results(found, open_cached(found, SIZE, None, str(cache), "changed"))
     for name, has in became.items():
         became[name] = tuple(has[0, 0].tolist()) if isinstance(has, np.ndarray) else has

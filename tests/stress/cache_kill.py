@@ -27,7 +27,7 @@ BROKEN = ("half a cache", "left behind", "failed", "more than one")
 
 
 def caches(folder: Path) -> list[Path]:
-    """Give what may be taken for a cache, which is all that is not being built."""
+    """Return what may be taken for a cache, which is all that is not being built."""
     return [path for path in folder.glob("*") if path.suffix != ".building"]
 
 
@@ -39,7 +39,7 @@ def when_building(folder: Path, process: subprocess.Popen) -> float:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Give the processes that were started in `folder`, and what those have started."""
+    """Return the processes that were started in `folder`, and what those have started."""
     found = []
     for link in Path("/proc").glob("[0-9]*/cwd"):
         try:

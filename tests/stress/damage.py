@@ -1,4 +1,4 @@
-"""Give every script files that are damaged, no checkpoint, hostile or too big to be true.
+"""Return every script files that are damaged, no checkpoint, hostile or too big to be true.
 
     python tests/stress/damage.py --flips 200
 
@@ -54,7 +54,7 @@ class Payload:
 
 
 def payloads(proof: Path) -> dict[str, Payload]:
-    """Give objects that make the file `proof` when they are unpickled without care."""
+    """Return objects that make the file `proof` when they are unpickled without care."""
     return {
         "os.system": Payload(os.system, f"touch '{proof}'"),
         "exec": Payload(builtins.exec, f"open({str(proof)!r}, 'w')"),
@@ -96,7 +96,7 @@ def oversized(folder: Path, contents: dict) -> list[Path]:
 
 
 def refuse(folder: Path, script: str, path: Path, counts: Counter) -> None:
-    """Give a file to a script, and count what it does that it should not."""
+    """Return a file to a script, and count what it does that it should not."""
     before = sorted(folder.rglob("*"))
     words = command(script, *SCRIPTS[script], str(path))
     status, _, said, peak = measured(folder, words)

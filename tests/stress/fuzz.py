@@ -45,7 +45,7 @@ TARGETS = {  # how hypothesis makes a file, and how it is read, which tells whet
 
 
 def peak() -> int:
-    """Give the most bytes that this process has ever had in memory."""
+    """Return the most bytes that this process has ever had in memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -129,7 +129,7 @@ def outcomes(folder: Path, seed: int, left: dict[str, int]) -> Iterator[tuple]:
 
 
 def stress(cases: int, seed: int, keep: Path) -> Counter:
-    """Give each reader its share of the cases, and count how they fare."""
+    """Return each reader its share of the cases, and count how they fare."""
     counts: Counter = Counter()
     failures: Counter = Counter()
     left = dict.fromkeys(TARGETS, cases // len(TARGETS))

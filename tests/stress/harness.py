@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import write_pictures  # noqa: E402, F401
 
-import checkpoint  # noqa: E402
+from serialization import checkpoint  # noqa: E402
 
 # A run of 5 steps an epoch, which takes every chance to write a file.
 RUN = ["--data", "pictures", "--image_size", "16", "--features", "8", "--batch_size", "4",
@@ -36,7 +36,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def command(script: str, *flags: str, launcher: Sequence[str] = ()) -> list[str]:
-    """Give the command that runs one of our scripts, also by a launcher such as TORCHRUN."""
+    """Return the command that runs one of our scripts, also by a launcher such as TORCHRUN."""
     return [sys.executable, *launcher, str(ROOT / script), *flags]
 
 
@@ -66,19 +66,19 @@ def measured(folder: Path, words: list[str], **options) -> tuple[int, str, str, 
 
 
 def digest(path: Path) -> str:
-    """Give a hash of all networks and optimizers of a checkpoint."""
+    """Return a hash of all networks and optimizers of a checkpoint."""
     contents = checkpoint.load(path)
     return hashlib.sha256(repr([flat(contents[name]) for name in STATES]).encode()).hexdigest()
 
 
 def last_step(log: Path) -> int:
-    """Give the last step of a run's log, 0 if there is none yet."""
+    """Return the last step of a run's log, 0 if there is none yet."""
     lines = log.read_text().splitlines() if log.exists() else []
     return json.loads(lines[-1])["step"] if lines else 0
 
 
 def flat(value: object) -> object:
-    """Turn a nest of dictionaries, lists and tensors into plain values."""
+    """Convert a nest of dictionaries, lists and tensors into plain values."""
     if isinstance(value, dict):
         return {key: flat(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -26,7 +26,7 @@ BROKEN = ("failed", "unreadable", "missing", "not equal", "logs or grids not equ
 
 
 def what_is_left(checkpoints: Path, samples: Path) -> tuple[str, list[dict], list[bytes]]:
-    """Give what a run that ends should leave, whatever happened to it: hash, log and grids."""
+    """Return what a run that ends should leave, whatever happened to it: hash, log and grids."""
     log = [json.loads(line) for line in (samples / "log.jsonl").read_text().splitlines()]
     for entry in log:
         del entry["images_per_second"]

@@ -27,7 +27,7 @@ BROKEN = ("late", "hung", "failed", "not equal", "left behind")
 
 
 def ranks_of(process: subprocess.Popen) -> list[int]:
-    """Give the process numbers of the ranks that torchrun has started."""
+    """Return the process numbers of the ranks that torchrun has started."""
     words = ["pgrep", "-P", str(process.pid), "-f", "train.py"]
     return [int(word) for word in subprocess.run(words, capture_output=True).stdout.split()]
 
@@ -92,7 +92,7 @@ def stress(times: int, steps: int, seed: int = 0) -> Counter:
 
 
 def is_alive(number: int) -> bool:
-    """Tell whether a process still runs."""
+    """Return whether a process still runs."""
     try:
         os.kill(number, 0)
     except ProcessLookupError:

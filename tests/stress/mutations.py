@@ -23,10 +23,11 @@ from harness import checkpoint
 from hypothesis import strategies as st
 from PIL import Image
 
-from dataset import make_grid, to_image
+from dataset import to_image
 from models import Discriminator, Generator, draw, sample_latents
-from pictures import decode_all
-from sources import DataError, find, formats
+from preprocessing.decode import decode_all
+from preprocessing.sources import DataError, find, formats
+from utils import make_grid
 
 SIZE = (16, 16)
 CONFIG = {"z_dim": 4, "features": 2, "channels": 1, "image_size": "8x9", "max_features": 8,
@@ -129,7 +130,7 @@ def real_contents() -> dict:
 
 @functools.cache
 def foreign_contents() -> dict:
-    """Give what another program may write of a generator and a discriminator."""
+    """Return what another program may write of a generator and a discriminator."""
     networks = Generator(4, 2, 1, 16), Discriminator(2, 1, 16)
     states = [
         {
@@ -143,7 +144,7 @@ def foreign_contents() -> dict:
 
 @functools.cache
 def real_checkpoint() -> tuple[bytes, bytes, list[tuple[str, bytes]], list[bytes]]:
-    """Give a file, one as torch once wrote them, and the file's members and pickle opcodes."""
+    """Return a file, one as torch once wrote them, and the file's members and pickle opcodes."""
     file = saved(real_contents())
     with zipfile.ZipFile(io.BytesIO(file)) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
@@ -172,7 +173,7 @@ def changed(choose: Callable, values: dict) -> dict:
 
 
 def checkpoint_case(choose: Callable) -> bytes:
-    """Give a checkpoint that is broken somehow."""
+    """Return a checkpoint that is broken somehow."""
     how = choose(TEN)
     file, legacy, members, opcodes = real_checkpoint()
     if how < 2:
@@ -209,7 +210,7 @@ def refused(error: Exception, path: Path) -> bool:
 
 @functools.cache
 def real_pictures() -> dict[str, list[bytes]]:
-    """Give small pictures of every format, in every mode and way that it can be written in."""
+    """Return small pictures of every format, in every mode and way that it can be written in."""
     random = np.random.default_rng(0)
     colour = Image.fromarray(random.integers(0, 256, (10, 12, 4), np.uint8))
     deep = Image.fromarray(random.integers(0, 65536, (10, 12)).astype(np.uint16))
@@ -242,13 +243,13 @@ def with_checksums(png: bytes) -> bytes:
 
 
 def picture_case(choose: Callable) -> bytes:
-    """Give a picture that is broken somehow."""
+    """Return a picture that is broken somehow."""
     picture = edited(choose, choose(PICTURES), BYTES | PICTURES)
     return with_checksums(picture) if picture[1:4] == b"PNG" else picture
 
 
 def archive_case(choose: Callable) -> bytes:
-    """Give an archive of pictures, of which some may be broken, as it may be itself."""
+    """Return an archive of pictures, of which some may be broken, as it may be itself."""
     smallest = [min(files, key=len) for files in real_pictures().values()]
     members = [(f"{i}.png", file) for i, file in enumerate(smallest[choose(TEN) :][:4])]
     how = choose(THREE)

@@ -27,8 +27,8 @@ import numpy as np
 from harness import GIGABYTE, RUN, command, conclude, measured, run
 from PIL import Image, ImageCms
 
-from cache import Cached, open_cached
-from sources import Found, find
+from preprocessing.cache import Cached, open_cached
+from preprocessing.sources import Found, find
 
 BROKEN = ("wrong", "crashes", "over 1 GB", "stale")
 
@@ -49,7 +49,7 @@ Expected = tuple | str
 
 
 def quarter(colours: tuple = COLOUR, mode: str = "RGB", size: tuple = (64, 48)) -> Image.Image:
-    """Give a picture of `size` (width, height) with a quarter of its own."""
+    """Return a picture of `size` (width, height) with a quarter of its own."""
     corner, rest = colours
     image = Image.new(mode, size, rest)
     image.paste(corner, (0, 0, size[0] // 2, size[1] // 2))
@@ -57,7 +57,7 @@ def quarter(colours: tuple = COLOUR, mode: str = "RGB", size: tuple = (64, 48)) 
 
 
 def as_grey(mode: str, scale: int = 1) -> np.ndarray:
-    """Give the grey picture as an array of a type like "u2", its levels times `scale`."""
+    """Return the grey picture as an array of a type like "u2", its levels times `scale`."""
     return np.asarray(quarter((200, 60), "L")).astype(mode) * np.asarray(scale, mode)
 
 
@@ -80,12 +80,12 @@ def write_png(path: Path, width: int, height: int, bits: int, kind: int) -> None
 
 
 def saved(image: Image.Image, kind: str, **options) -> Callable[[Path], None]:
-    """Give what saves a picture as a format, whatever the name."""
+    """Return what saves a picture as a format, whatever the name."""
     return lambda path: image.save(path, kind, **options)
 
 
 def cut(image: Image.Image, kind: str, **options) -> Callable[[Path], None]:
-    """Give what saves a picture and loses the second half of the file."""
+    """Return what saves a picture and loses the second half of the file."""
 
     def write(path: Path) -> None:
         image.save(path, kind, **options)
@@ -95,12 +95,12 @@ def cut(image: Image.Image, kind: str, **options) -> Callable[[Path], None]:
 
 
 def holding(data: bytes) -> Callable[[Path], None]:
-    """Give what writes bytes."""
+    """Return what writes bytes."""
     return lambda path: path.write_bytes(data)
 
 
 def odd_files() -> list[tuple[str, Callable[[Path], None], Expected]]:
-    """Give the name of each odd file, what writes it, and what must become of it."""
+    """Return the name of each odd file, what writes it, and what must become of it."""
     plain, other = quarter(), quarter(OTHER)
     noise = Image.effect_noise((200, 200), 50)
     palette = plain.quantize(2)
@@ -203,13 +203,13 @@ def write_odd(folder: Path) -> dict[str, Expected]:
 
 
 def looks(image: np.ndarray, colours: tuple, tolerance: int = 16) -> bool:
-    """Tell whether a picture (H, W, C) has these colours in its quarter and its other corners."""
+    """Return whether a picture (H, W, C) has these colours in its quarter and its other corners."""
     corners = image[[8, 8, -8, -8], [8, -8, 8, -8]].astype(int)
     return bool(abs(corners - [colours[0], *[colours[1]] * 3]).max() <= tolerance)
 
 
 def results(found: Found, cached: Cached) -> dict[str, np.ndarray | str]:
-    """Give the picture (H, W, C) that each name has become, or the reason why there is none."""
+    """Return the picture (H, W, C) that each name has become, or the reason why there is none."""
     unread = dict(cached.skipped[len(found.unreadable) :])
     names = [name for name in found.names if name not in unread]
     pictures = zip(names, cached.images, strict=True)

@@ -25,13 +25,13 @@ NOBODY = "65534"
 
 
 def suite(python: str, tests: list[str], place: Path) -> list[str]:
-    """Give the command of a test run that writes nothing into the checkout."""
+    """Return the command of a test run that writes nothing into the checkout."""
     quiet = ["-p", "no:cacheprovider", "--basetemp", f"{place}/temporary"]
     return [python, "-m", "pytest", *quiet, *tests]
 
 
 def surroundings(folder: Path) -> dict[str, tuple[list[str], Path]]:
-    """Give for each name what goes before the command, and the checkout."""
+    """Return for each name what goes before the command, and the checkout."""
     odd = folder / "Katzen & \u732b \u0642\u0637\u0637" / "dcgan"
 
     def skipped(folder: str, names: list[str]) -> list[str]:  # and what runs have left

@@ -1,0 +1,103 @@
+"""The best checkpoint of a run, by the distance of its pictures from real ones."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from config import Config
+from metrics.distances import FEWEST, frechet_distance
+from metrics.features import Drawn, extract, load_network, real_features
+from models import Generator
+from preprocessing.sources import DataError
+from serialization import checkpoint
+from serialization.checkpoint import CheckpointError
+from utils import random_at, warn
+
+COUNT = 2_000  # pictures drawn, and as many real ones: a minute on two cores
+
+
+class Interrupted(Exception):
+    """The measurement was given up."""
+
+
+class Best:
+    """Measures a run's generator, and knows its best measure so far.
+
+    The real `images` (N, H, W, C) uint8 and the seeds are those of `evaluate.py --num_output`, and
+    so is the distance.
+
+    Raises:
+        DataError, SettingsError: too few pictures, or the feature network can't be had.
+    """
+
+    def __init__(self, config: Config, images: np.ndarray, device: torch.device) -> None:
+        half = min(COUNT, len(images) // 2)
+        if half < FEWEST:
+            raise DataError(f"--evaluate_every: {len(images)} pictures are too few to compare")
+        self.path = Path(config.checkpoint_dir, config.name, "best.pth")
+        self.network = load_network(config.feature_network).to(device)
+        self.count = min(COUNT, len(images))
+        rows = random_at(0, "evaluate", 0).permutation(len(images))[: max(self.count, 2 * half)]
+        folders = config.download_dir, config.cache_dir
+        features = real_features(self.network, images, rows, config.data, *folders)
+        self.real = features[: self.count]
+        self.floor = frechet_distance(features[:half], features[half : 2 * half])
+        self.about = {  # stands with the value in best.pth
+            "metric": self.network.frechet, "floor": self.floor,
+            "network": self.network.title, "count": self.count,
+        }  # fmt: skip
+        self.value, self.step = float("inf"), 0
+
+    def recall(self) -> None:
+        """Take the best measure of the run so far from its best.pth, if there is one.
+
+        One that was measured otherwise, by another network or from fewer pictures, is set aside.
+        """
+        if not self.path.exists():
+            return
+        try:
+            saved = checkpoint.load(self.path)
+        except CheckpointError as error:
+            warn(f"{error}; what is best counts from here")
+            return
+        match saved:
+            case {
+                "best": {"value": float(value), "floor": float(floor), **about},
+                "step": int(step),
+            } if (
+                {"floor": self.floor, **about} == self.about
+                # Other threads, or another device, round the floor otherwise.
+                and math.isclose(floor, self.floor, rel_tol=0.01)
+            ):
+                self.value, self.step = value, step
+            case _:
+                names = (self.path.with_name(f"best.{n}.pth") for n in itertools.count(1))
+                aside = next(path for path in names if not path.exists())
+                self.path.rename(aside)
+                warn(f"{self.path} was measured otherwise, and is {aside.name} from here on")
+
+    def measure(self, generator: Generator, interrupted: Callable[[], int]) -> float | None:
+        """Return the distance of the generator's images; None if `interrupted` did not give 0.
+
+        Leaves the generator as it was.
+        """
+
+        class Watched(Drawn):
+            def __getitem__(self, seeds: np.ndarray) -> np.ndarray:
+                images = super().__getitem__(seeds)
+                if interrupted():
+                    raise Interrupted
+                return images
+
+        try:
+            drawn = Watched(generator)
+            fake = extract(self.network, drawn, np.arange(self.count), "generated pictures")
+        except Interrupted:
+            return None
+        return frechet_distance(self.real, fake)

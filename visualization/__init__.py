@@ -1,0 +1,1 @@
+"""What the networks learned, as images."""
