@@ -22,16 +22,16 @@ class Config:
     data: str = setting("data", "digits", "a folder, a .zip, or a set: " + ", ".join(NAMED_SETS))
     download_dir: str = setting("data", "data", "folder of downloaded sets", may_change=True)
     cache_dir: str = setting(
-        "data", "cache", "folder of decoded pictures, read from then on", may_change=True
+        "data", "cache", "folder of decoded images, read from then on", may_change=True
     )
-    clear_cache: bool = setting("data", False, "delete all decoded pictures first", may_change=True)
+    clear_cache: bool = setting("data", False, "delete all decoded images first", may_change=True)
     image_size: str | None = setting(
         "data", None, "in pixels, 64 or 64x96 (height x width)", shown="64, or the set's own"
     )
     channels: int | None = setting(
         "data", None, "1 grey, 3 colour, 4 with alpha", shown="found", choices=(1, 3, 4)
     )
-    mirror: bool = setting("data", False, "flip half of the pictures left to right")
+    mirror: bool = setting("data", False, "flip half of the images left to right")
 
     z_dim: int = setting("networks", 100, "dimensions of z (fig. 1)", minimum=1)
     z_dist: str = setting(
@@ -43,7 +43,7 @@ class Config:
     max_features: int = setting("networks", 1024, "upper bound of any map's channels", minimum=1)
     norm: str = setting("networks", "batch", "normalisation (sec. 3)", choices=("batch", "none"))
     sync_bn: bool = setting(
-        "networks", False, "batch norm over all GPUs' pictures, not each one's", may_change=True
+        "networks", False, "batch norm over all GPUs' images, not each one's", may_change=True
     )
     activation: str = setting(
         "networks", "relu", "of the generator (sec. 3)", choices=("relu", "leaky_relu")
@@ -52,7 +52,7 @@ class Config:
     loss: str = setting(
         "game", "bce", "what the players minimise", choices=("bce", "minimax", "lsgan", "hinge")
     )
-    batch_size: int = setting("game", 128, "pictures a step (sec. 4)", minimum=1)
+    batch_size: int = setting("game", 128, "images a step (sec. 4)", minimum=1)
     learning_rate: float = setting("game", 0.0002, "Adam's, of both networks (sec. 4)", minimum=0)
     learning_rate_g: float | None = setting(
         "game", None, "the generator's own", shown="learning_rate", minimum=0
@@ -68,10 +68,10 @@ class Config:
         "game", 0.999, "decay of the generator's average, which draws; 0: none", minimum=0, below=1
     )
     augment: bool = setting(
-        "game", False, "show D all pictures changed in colour and place, with holes (small sets)"
+        "game", False, "show D all images changed in colour and place, with holes (small sets)"
     )
 
-    epochs: int = setting("run", 40, "times to see each picture", minimum=1, may_change=True)
+    epochs: int = setting("run", 40, "times to see each image", minimum=1, may_change=True)
     steps: int | None = setting(
         "run", None, "steps in all; wins over epochs", shown="none", minimum=1, may_change=True
     )
@@ -97,7 +97,7 @@ class Config:
         choices=("efficientnet", "inception"), may_change=True,
     )  # fmt: skip
     on_collapse: str = setting(
-        "run", "go_on", "when all pictures are alike", choices=("go_on", "stop"), may_change=True
+        "run", "go_on", "when all images are alike", choices=("go_on", "stop"), may_change=True
     )
 
     name: str | None = setting(
@@ -107,7 +107,7 @@ class Config:
         "files", "checkpoints", "folder of all runs' checkpoints", may_change=True
     )
     sample_dir: str = setting(
-        "files", "samples", "folder of all runs' pictures and logs", may_change=True
+        "files", "samples", "folder of all runs' images and logs", may_change=True
     )
     save_every: int = setting(
         "files", 3, "epochs between numbered checkpoints", minimum=1, may_change=True

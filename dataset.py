@@ -1,4 +1,4 @@
-"""Files and named sets become one uint8 array of pictures; batches come from it by position.
+"""Files and named sets become one uint8 array of images; batches come from it by position.
 
 python dataset.py PATH      the data doctor: what is in PATH, and what the network will see of it
 """
@@ -51,7 +51,7 @@ def batches(
     """Yield the uint8 batch (batch_size, H, W, C) of every step from `first_step` on, for ever.
 
     Each epoch is a new permutation, its incomplete last batch dropped. With `mirror`, each
-    picture is flipped left to right with probability 1/2. Of each batch only `part` is read.
+    image is flipped left to right with probability 1/2. Of each batch only `part` is read.
 
     On a GPU with room for all images (N, H, W, C), they lie there, and a batch is an index.
     Otherwise a thread reads ahead of the steps.
@@ -75,7 +75,7 @@ def batches(
 def _order(
     count: int, batch_size: int, seed: int, first_step: int, part: slice
 ) -> Iterator[np.ndarray]:
-    """Yield the rows of each step's batch among `count` pictures."""
+    """Yield the rows of each step's batch among `count` images."""
     steps_per_epoch = count // batch_size
     for step in itertools.count(first_step):
         epoch, index = divmod(step, steps_per_epoch)
@@ -124,7 +124,7 @@ def run_name(data: str) -> str:
     path = Path(data).resolve()
     name = path.stem if path.is_file() else path.name
     # Cut, as a cache is named after it too, at some length, and no name may have over 255 bytes.
-    return re.sub(r"[/\\:]|\.$", "_", name[:50]) or "pictures"
+    return re.sub(r"[/\\:]|\.$", "_", name[:50]) or "images"
 
 
 def load(
@@ -136,7 +136,7 @@ def load(
     clear_cache: bool = False,
     retry: bool = True,
 ) -> np.ndarray:
-    """Return all pictures of `data` as one uint8 array (N, H, W, C), and report what was skipped.
+    """Return all images of `data` as one uint8 array (N, H, W, C), and report what was skipped.
 
     The array is mapped from a file in `cache_dir`, read-only, which is made the first time.
 
@@ -151,7 +151,7 @@ def load(
         retry: see `cache.open_cached`.
 
     Raises:
-        DataError: no such data, no pictures in it, or more than half of them unreadable.
+        DataError: no such data, no images in it, or more than half of them unreadable.
     """
     found, size = find(data, download_dir), image_size or default_size(data)
     if clear_cache:
@@ -163,8 +163,8 @@ def load(
         if len(skipped) > 5:
             which += f"; python dataset.py {data} lists all"
         if len(skipped) > len(images):
-            raise DataError(f"--data {data}: {share} pictures can't be read: {which}")
-        print(f"Skipped {share} pictures that can't be read: {which}", file=sys.stderr)
+            raise DataError(f"--data {data}: {share} images can't be read: {which}")
+        print(f"Skipped {share} images that can't be read: {which}", file=sys.stderr)
     return images
 
 
@@ -175,7 +175,7 @@ def printable(name: str) -> str:
 
 # The data doctor ---------------------------------------------------------------------------------
 
-ALIKE = 5.0  # levels of 255, root mean square: above re-saved JPEGs, below pictures that differ
+ALIKE = 5.0  # levels of 255, root mean square: above re-saved JPEGs, below images that differ
 
 
 def find_alike(images: np.ndarray, mirror: bool = False) -> list[tuple[int, int]]:
@@ -192,7 +192,7 @@ def find_alike(images: np.ndarray, mirror: bool = False) -> list[tuple[int, int]
     distinct = np.array(list(first_of.values()))
 
     # Means over a grid of 8 cells a side or a few more, which differ by little more than ALIKE
-    # where the pictures don't differ by more.
+    # where the images don't differ by more.
     cell = images.shape[1] // 8, images.shape[2] // 8
     both = []
     for rows in _chunks(distinct):
@@ -203,7 +203,7 @@ def find_alike(images: np.ndarray, mirror: bool = False) -> list[tuple[int, int]
     wanted = turned if mirror else thumbnails
     bound = 1.2 * ALIKE * thumbnails.shape[1] ** 0.5
     chunks = _chunks(np.arange(len(distinct)))
-    for rows in tqdm(chunks, desc="Comparing pictures", disable=None, leave=False):
+    for rows in tqdm(chunks, desc="Comparing images", disable=None, leave=False):
         distances = torch.cdist(wanted[rows], thumbnails)
         for row, near in zip(rows, distances < bound, strict=True):
             j = distinct[row]
@@ -220,10 +220,10 @@ def _chunks(rows: np.ndarray) -> list[np.ndarray]:
 
 
 def examine(found: Found, cached: Cached, contact_sheet: Path) -> str:
-    """Write a sheet of up to 64 of the pictures, spread over them all, and report on the set."""
+    """Write a sheet of up to 64 of the images, spread over them all, and report on the set."""
     images, undecoded = cached.images, dict(cached.skipped[len(found.unreadable) :])
     names = [printable(name) for name in found.names if name not in undecoded]
-    lines = [f"pictures: {len(images):,}"]
+    lines = [f"images: {len(images):,}"]
     if names:
         spread = images[np.linspace(0, len(images) - 1, min(len(images), 64)).round().astype(int)]
         with atomic_write(contact_sheet) as file:
@@ -238,7 +238,7 @@ def examine(found: Found, cached: Cached, contact_sheet: Path) -> str:
             ("copies", find_alike(images)),
             ("mirror images", find_alike(images, mirror=True)),
         ):
-            lines.append(f"{kind} of an earlier picture, within {ALIKE:g} levels: {len(pairs):,}")
+            lines.append(f"{kind} of an earlier image, within {ALIKE:g} levels: {len(pairs):,}")
             lines += [f"    {names[j]} of {names[i]}" for i, j in pairs[:10]]
             lines += [f"    and {len(pairs) - 10:,} more"] * (len(pairs) > 10)
     lines.append(f"can't be read: {len(cached.skipped):,}")
@@ -253,12 +253,12 @@ def _counted(counter: Counter) -> str:
 
 def main() -> None:
     """Run the data doctor of the command line."""
-    parser = argparse.ArgumentParser(description="Report on pictures before training on them.")
+    parser = argparse.ArgumentParser(description="Report on images before training on them.")
     parser.add_argument("data", help="a folder, a .zip, or one of: " + ", ".join(NAMED_SETS))
     parser.add_argument("--image_size", metavar="64|64x96", help="(default: 64, or the set's own)")
     parser.add_argument("--channels", type=int, choices=(1, 3, 4), help="(default: found)")
     parser.add_argument("--download_dir", default="data", help="of named sets (default: data)")
-    parser.add_argument("--cache_dir", default="cache", help="of decoded pictures (default: cache)")
+    parser.add_argument("--cache_dir", default="cache", help="of decoded images (default: cache)")
     parser.add_argument("--output", metavar="PNG", help="the contact sheet (default: in samples)")
     parser.error = lambda message: parser.exit(2, f"dataset.py: {message}\n")
     flags = parser.parse_args()

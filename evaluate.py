@@ -1,9 +1,9 @@
-"""Tell how good generated pictures are: their distances from real ones, in a network's features.
+"""Tell how good generated images are: their distances from real ones, in a network's features.
 
     python evaluate.py --load_path checkpoints/cats/last.pth --data path/to/cats
     python evaluate.py --images path/to/generated --data path/to/cats
 
-Each is printed beside its floor, which is that of real pictures from other real ones: no generator
+Each is printed beside its floor, which is that of real images from other real ones: no generator
 is expected to do better. A file beside the checkpoint keeps all of it, one metric a line.
 """
 
@@ -44,11 +44,11 @@ from utils import (
     warn,
 )
 
-MOST = 10_000  # pictures that are compared unless more are asked for
+MOST = 10_000  # images that are compared unless more are asked for
 SHOWN, NEIGHBOURS = 8, 6  # rows and neighbours of the sheet
-YARDSTICK = 2_000  # real pictures whose nearest other one is looked for
+YARDSTICK = 2_000  # real images whose nearest other one is looked for
 CAPTION = """\
-The {shown} of {count:,} generated pictures that come nearest to a real one, each with the \
+The {shown} of {count:,} generated images that come nearest to a real one, each with the \
 {neighbours} nearest of {real:,}
 and their distances. Half of the real ones have another within {half:.3g}, one in a hundred \
 within {rare:.3g}.
@@ -58,40 +58,40 @@ which can miss a copy that a person sees, and take for one what is none."""
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Opening):
-    """Which pictures to compare, and by which features.
+    """Which images to compare, and by which features.
 
     Raises:
         SettingsError, DataError: a value out of its range, or settings that exclude each other.
     """
 
     load_path: str | None = setting(
-        "pictures", None, "the checkpoint whose generator draws, a .pth file", shown="none"
+        "images", None, "the checkpoint whose generator draws, a .pth file", shown="none"
     )
     images: str | None = setting(
-        "pictures", None, "or generated pictures, a folder or a .zip", shown="none"
+        "images", None, "or generated images, a folder or a .zip", shown="none"
     )
     data: str = setting(
-        "pictures", REQUIRED, "the real ones, a folder, a .zip, or a set: " + ", ".join(NAMED_SETS)
+        "images", REQUIRED, "the real ones, a folder, a .zip, or a set: " + ", ".join(NAMED_SETS)
     )
     image_size: str | None = setting(
-        "pictures", None, "of --images or another program's checkpoint, in pixels, 64 or 64x96",
+        "images", None, "of --images or another program's checkpoint, in pixels, 64 or 64x96",
         shown="64, or the likeliest",
     )  # fmt: skip
     num_output: int | None = setting(
-        "pictures", None, "how many of each", shown=f"all there are, to {MOST}", minimum=FEWEST
+        "images", None, "how many of each", shown=f"all there are, to {MOST}", minimum=FEWEST
     )
     seed: int = setting(
-        "pictures", 0, "of the first one drawn; the others count up", minimum=0, below=2**62
+        "images", 0, "of the first one drawn; the others count up", minimum=0, below=2**62
     )
-    download_dir: str = setting("pictures", "data", "folder of downloaded sets")
-    cache_dir: str = setting("pictures", "cache", "folder of decoded pictures and their features")
+    download_dir: str = setting("images", "data", "folder of downloaded sets")
+    cache_dir: str = setting("images", "cache", "folder of decoded images and their features")
 
     feature_network: str = setting("metrics", "inception", "whose features", choices=NETWORKS)
     inception_weights: str | None = setting(
         "metrics", None, "its weights, a .pth file", shown="downloaded once"
     )
     neighbours: bool = setting(
-        "metrics", False, "look for copies of real pictures, and draw a sheet of the likest"
+        "metrics", False, "look for copies of real images, and draw a sheet of the likest"
     )
 
     output: str | None = setting(
@@ -133,7 +133,7 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
     generator = request.open_generator() if request.load_path else None
     network = load_network(request.feature_network, request.load_path, request.inception_weights)
     network.to(device)
-    real, fake, rows = open_pictures(request, generator)
+    real, fake, rows = open_images(request, generator)
 
     # The real ones in an order of their own, so that all seeds and checkpoints meet the same.
     order = random_at(0, "evaluate", 0).permutation(len(real))
@@ -141,16 +141,16 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
     needed = len(real) if request.neighbours else max(count, 2 * half)
     folders = request.download_dir, request.cache_dir
     features_real = real_features(network, real, order[:needed], request.data, *folders)
-    features_fake = extract(network, fake, rows, "generated pictures")
+    features_fake = extract(network, fake, rows, "generated images")
     height, width, channels = real.shape[1:]
     print(
-        f"{count:,} generated pictures of {height}x{width} against {count:,} of {len(real):,} real "
+        f"{count:,} generated images of {height}x{width} against {count:,} of {len(real):,} real "
         f"ones; floor: {half:,} of those against {half:,} others\n"
         f"network: {network.title}; resize: {network.resize}"
     )
     dimensions = features_real.shape[1]
     if count < dimensions:
-        warn(f"{count:,} pictures are few for {dimensions:,} features: read {network.frechet} "
+        warn(f"{count:,} images are few for {dimensions:,} features: read {network.frechet} "
              "beside its floor, which chance makes large too")  # fmt: skip
 
     values = compare(features_real[:count], features_fake, request.seed)
@@ -186,10 +186,10 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
     return lines
 
 
-def open_pictures(
+def open_images(
     request: Request, generator: nn.Module | None
 ) -> tuple[np.ndarray, np.ndarray | Drawn, np.ndarray]:
-    """Return the real pictures, the generated ones, and which of those to take: rows, or seeds.
+    """Return the real images, the generated ones, and which of those to take: rows, or seeds.
 
     Raises:
         SettingsError, DataError: there are none, or fewer than asked for.
@@ -209,7 +209,7 @@ def open_pictures(
     if available < 2 * FEWEST:
         flag = "--data" if available == len(real) else "--images"
         raise DataError(
-            f"{flag}: {available} pictures are too few; comparing takes {2 * FEWEST} or more"
+            f"{flag}: {available} images are too few; comparing takes {2 * FEWEST} or more"
         )
     if request.num_output is not None and request.num_output > available:
         raise SettingsError(

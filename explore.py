@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from dataset import load, to_image, to_tensor
 from metrics.features import recalibrate, untrained
-from models import DRAW_BATCH, Generator, draw
+from models import GENERATE_BATCH, Generator, generate
 from preprocessing.decode import to_channels
 from serialization.opening import Opening
 from utils import REQUIRED, SettingsError, parse_settings, run_script, setting
@@ -41,7 +41,7 @@ from visualization.figures import Cell, as_pillow, in_lines
 from visualization.filters import (
     Box,
     activations_of,
-    as_picture,
+    as_image,
     dim,
     find_filters,
     guided_gradient,
@@ -60,20 +60,20 @@ SIGN = 28  # size of a sum's signs, in pixels
 
 @dataclass(frozen=True, kw_only=True)
 class Pick(Command):
-    """Draw the pictures of many seeds, each with its number, to choose from.
+    """Draw the images of many seeds, each with its number, to choose from.
 
     All may be moved along the directions that the generator's first layer answers most.
     """
 
-    seeds: str = setting("pictures", "0-99", "which, such as 0-63,100")
+    seeds: str = setting("images", "0-99", "which, such as 0-63,100")
     move: str | None = setting(
-        "pictures", None, "how far along which, such as 1:2.5,3:-4; a latent of 100 dimensions "
+        "images", None, "how far along which, such as 1:2.5,3:-4; a latent of 100 dimensions "
         "lies at 10, and stays there", shown="none",
     )  # fmt: skip
     output: str = setting("files", "samples/pick.png", "the PNG to write")
 
     def make(self, output: Path, generator: Generator) -> None:
-        """Draw the sheet, as square as the number of pictures allows."""
+        """Draw the sheet, as square as the number of images allows."""
         names, z = self.read(generator, self.seeds)
         if self.move is not None:
             z = turn(z, read_displacement(generator, self.move), 2)[:, 1]
@@ -88,14 +88,14 @@ class Walk(Command):
 
     suffixes: ClassVar = (".png", *SUFFIXES)
 
-    seeds: str = setting("pictures", "0-8", "the latents to pass, such as 3,17,22")
+    seeds: str = setting("images", "0-8", "the latents to pass, such as 3,17,22")
     path: str = setting(
-        "pictures", "spherical", "between them; straight goes through paler pictures",
+        "images", "spherical", "between them; straight goes through paler images",
         choices=("spherical", "straight"),
     )  # fmt: skip
-    loop: bool = setting("pictures", False, "go back to the first at the end")
+    loop: bool = setting("images", False, "go back to the first at the end")
     frames: int | None = setting(
-        "pictures", None, "steps from one to the next", shown="30; in a .png 9", minimum=1
+        "images", None, "steps from one to the next", shown="30; in a .png 9", minimum=1
     )
     output: str = setting(
         "files", "samples/walk.webp", "a .webp, .gif or .mp4, or the strip, a .png"
@@ -121,9 +121,9 @@ class Walk(Command):
             self.write(output, [cells[i : i + frames + 1] for i in legs])
         else:
             output.parent.mkdir(parents=True, exist_ok=True)
-            pictures = [to_channels(as_pillow(image), 3) for image in images]
-            durations = [1000 // FRAMES_A_SECOND] * len(pictures)
-            write_animation(output, pictures, durations, self.line())
+            images = [to_channels(as_pillow(image), 3) for image in images]
+            durations = [1000 // FRAMES_A_SECOND] * len(images)
+            write_animation(output, images, durations, self.line())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class Arithmetic(Command):
     """
 
     expression: str = setting(
-        "pictures", REQUIRED, 'such as "3,17,22 - 4,9,11 + 5,6,8", a space before each sign',
+        "images", REQUIRED, 'such as "3,17,22 - 4,9,11 + 5,6,8", a space before each sign',
         positional=True,
     )  # fmt: skip
     output: str = setting("files", "samples/arithmetic.png", "the PNG to write")
@@ -178,10 +178,10 @@ class Turn(Command):
     right. Its norm stays, without which the ends would glare.
     """
 
-    from_: str = setting("pictures", REQUIRED, "a group such as 3,17,22,30: the left of the rows")
-    to: str = setting("pictures", REQUIRED, "the group that differs from it: the right")
-    seeds: str = setting("pictures", "0-7", "the latents to move, such as 50-57")
-    steps: int = setting("pictures", 9, "pictures a row; odd to have the latent's own", minimum=2)
+    from_: str = setting("images", REQUIRED, "a group such as 3,17,22,30: the left of the rows")
+    to: str = setting("images", REQUIRED, "the group that differs from it: the right")
+    seeds: str = setting("images", "0-7", "the latents to move, such as 50-57")
+    steps: int = setting("images", 9, "images a row; odd to have the latent's own", minimum=2)
     output: str = setting("files", "samples/turn.png", "the PNG to write")
 
     def make(self, output: Path, generator: Generator) -> None:
@@ -202,19 +202,19 @@ class Turn(Command):
 class Features(Command):
     """Draw what excites the filters of the discriminator's last convolution, as figure 5.
 
-    For each filter, the pictures that it answers most, of those drawn from seeds or of a data set;
+    For each filter, the images that it answers most, of those drawn from seeds or of a data set;
     beneath them, by guided backpropagation, what in them it answers. On the left, the same for the
     filters of an untrained discriminator.
     """
 
-    seeds: str | None = setting("pictures", None, "pictures to look through", shown="0-511")
+    seeds: str | None = setting("images", None, "images to look through", shown="0-511")
     data: str | None = setting(
-        "pictures", None, "or real ones: a folder, a .zip, or a set by name", shown="none"
+        "images", None, "or real ones: a folder, a .zip, or a set by name", shown="none"
     )
-    download_dir: str = setting("pictures", "data", "folder of downloaded sets")
-    cache_dir: str = setting("pictures", "cache", "folder of decoded pictures")
+    download_dir: str = setting("images", "data", "folder of downloaded sets")
+    cache_dir: str = setting("images", "cache", "folder of decoded images")
     filters: int = setting("filters", 6, "how many, from the first on", minimum=1)
-    shown: int = setting("filters", 6, "pictures for each", minimum=1)
+    shown: int = setting("filters", 6, "images for each", minimum=1)
     seed: int = setting("filters", 0, "of the untrained weights", minimum=0, below=2**63)
     output: str = setting("files", "samples/features.png", "the PNG to write")
 
@@ -229,8 +229,8 @@ class Features(Command):
         self.check_count(generator, 4 * self.filters * self.shown)
         if self.data is None:
             names, z = self.read(generator, self.seeds or "0-511")
-            batches = tqdm(z.split(DRAW_BATCH), desc="Drawing", disable=None, leave=False)
-            images = np.concatenate([to_image(draw(generator, rows)) for rows in batches])
+            batches = tqdm(z.split(GENERATE_BATCH), desc="Drawing", disable=None, leave=False)
+            images = np.concatenate([to_image(generate(generator, rows)) for rows in batches])
         else:
             size, folders = generator.image_size, (self.download_dir, self.cache_dir)
             images = load(self.data, size, generator.channels, *folders)
@@ -246,7 +246,7 @@ class Features(Command):
                 raise SettingsError(f"--filters {self.filters}: {error}") from None
             block = [[Cell(None, title)]]
             for i, rows in enumerate(found):
-                seen = as_picture(guided_gradient(network, to_tensor(images[rows]), i))
+                seen = as_image(guided_gradient(network, to_tensor(images[rows]), i))
                 labels = (names[row] for row in rows)
                 block.append(list(map(Cell, self.enlarge(images[rows]), labels)))
                 block.append(list(map(Cell, self.enlarge(seen))))
@@ -260,17 +260,17 @@ class Dropout(Command):
     """Find the generator's filters that draw what boxes mark, and draw without them, as figure 6.
 
     A logistic regression tells the places of a layer inside the boxes from others, and the filters
-    to which it gives positive weights are dropped. The upper block has the marked pictures, with
+    to which it gives positive weights are dropped. The upper block has the marked images, with
     what is outside of their boxes dimmed, and the lower one others; beneath each, without them.
 
     The paper has its "second highest convolution layer", of which it drops 200 filters. Here that
-    is the second from z: layers nearer to the picture can't spare half of theirs.
+    is the second from z: layers nearer to the image can't spare half of theirs.
     """
 
     boxes: str = setting(
-        "pictures", REQUIRED, "seed:left,top,right,bottom in pixels: 3:10,12,30,28; 17,22:8,9,26,27"
+        "images", REQUIRED, "seed:left,top,right,bottom in pixels: 3:10,12,30,28; 17,22:8,9,26,27"
     )
-    seeds: str = setting("pictures", "0-7", "other pictures to draw without them")
+    seeds: str = setting("images", "0-7", "other images to draw without them")
     layer: int | None = setting(
         "filters", None, "the hidden layer, of which 1 comes first after z", shown="2", minimum=1
     )
@@ -302,7 +302,7 @@ class Dropout(Command):
             whole = map(Cell, self.draw(generator, z), names)
             return [list(whole), list(map(Cell, self.draw(lacking, z)))]
 
-        shown = self.enlarge(dim(to_image(draw(generator, z)), marked))
+        shown = self.enlarge(dim(to_image(generate(generator, z)), marked))
         rows = in_lines(list(map(Cell, shown)), *cells(z, named))
         self.write(output, rows + in_lines(*cells(others, names)))
 
@@ -311,7 +311,7 @@ class Dropout(Command):
 class Serve(Opening):
     """Open a page in the browser to look around: seeds and directions, arithmetic, walks.
 
-    It needs Gradio, and shows the command that draws each picture. Whoever reaches it may name
+    It needs Gradio, and shows the command that draws each image. Whoever reaches it may name
     files of latents, so it is for this machine alone unless --host says otherwise.
     """
 

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from config import Config
 from dataset import parse_size, to_device
 from losses import Loss
-from models import Discriminator, Generator, draw_latents
+from models import Discriminator, Generator, random_latents
 from serialization.checkpoint import CheckpointError, check_weights
 from training.augment import CHANCES, augment
 from training.matrix_conv import largest_map_that_pays, use_matrix_products
@@ -24,7 +24,7 @@ METRICS = ("loss_d", "loss_g", "d_real", "d_fake")  # what train_step gives
 
 
 class Players(NamedTuple):
-    """Both networks, their optimizers, and the average of the generator that pictures come from."""
+    """Both networks, their optimizers, and the average of the generator that images come from."""
 
     generator: Generator
     discriminator: Discriminator
@@ -53,7 +53,7 @@ def train_step(
     # Each half enters it anew: inside, weights are converted once, and D's are about to change.
     autocast = torch.autocast(real.device.type, torch.bfloat16, enabled=precision == "bf16")
 
-    # Discriminator: tell real from generated. Real and generated pictures in batches of their
+    # Discriminator: tell real from generated. Real and generated images in batches of their
     # own, as each batch is normalised by its own statistics.
     with autocast:
         with torch.set_grad_enabled(z_fresh is None):
@@ -89,7 +89,7 @@ def _seen(x: Tensor, chances: Tensor | None, look: int) -> Tensor:
 
 
 @torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, step: int, decay: float) -> None:
+def update_ema(average: nn.Module, network: nn.Module, step: int, decay: float) -> None:
     """Move the weights of `average` towards those of `network`, after its `step`.
 
     They are an exponential moving average, whose decay rises to `decay` with the first steps: the
@@ -200,7 +200,7 @@ def drawn_at(
     Only the `part` of a batch is moved to the device.
     """
     drawn = {
-        name: draw_latents(
+        name: random_latents(
             random_at(config.seed, purpose, step), batch_size, config.z_dim, config.z_dist
         )[part]
         for name, purpose in (("z", "latents"), ("z_fresh", "fresh latents"))

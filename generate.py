@@ -1,9 +1,9 @@
-"""Draw pictures from a checkpoint: one grid, or one file each.
+"""Draw images from a checkpoint: one grid, or one file each.
 
     python generate.py --load_path checkpoints/digits/last.pth --num_output 64
-    python generate.py --load_path X.pth --num_output 10000 --separate --output pictures
+    python generate.py --load_path X.pth --num_output 10000 --separate --output images
 
-A picture depends on its seed alone: seed 5 is the same picture however many are drawn with it.
+An image depends on its seed alone: seed 5 is the same image however many are drawn with it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dataset import to_image
-from models import DRAW_BATCH, draw, sample_latents
+from models import GENERATE_BATCH, generate, sample_latents
 from serialization.export import EXPORTS, export
 from serialization.opening import Opening
 from utils import (
@@ -49,12 +49,12 @@ class Request(Opening):
         SettingsError: a value out of its range, or `seeds` beside `seed` or `num_output`.
     """
 
-    num_output: int | None = setting("pictures", None, "how many", shown="64", minimum=1)
+    num_output: int | None = setting("images", None, "how many", shown="64", minimum=1)
     seed: int | None = setting(
-        "pictures", None, "seed of the first; the others count up", shown="0", minimum=0
+        "images", None, "seed of the first; the others count up", shown="0", minimum=0
     )
-    seeds: str | None = setting("pictures", None, "these instead, such as 0-63,100", shown="none")
-    separate: bool = setting("files", False, "one file a picture, seed_000005.png, in a folder")
+    seeds: str | None = setting("images", None, "these instead, such as 0-63,100", shown="none")
+    separate: bool = setting("files", False, "one file an image, seed_000005.png, in a folder")
     output: str | None = setting(
         "files", None, "the PNG, or with --separate the folder",
         shown="samples/generated.png, samples/generated",
@@ -64,11 +64,11 @@ class Request(Opening):
         shown="none",
     )  # fmt: skip
     export_state_dict: str | None = setting(
-        "files", None, "write the generator's weights alone to this .pth file, and no pictures",
+        "files", None, "write the generator's weights alone to this .pth file, and no images",
         shown="none",
     )  # fmt: skip
     export_onnx: str | None = setting(
-        "files", None, "write the generator to this .onnx file, and no pictures", shown="none"
+        "files", None, "write the generator to this .onnx file, and no images", shown="none"
     )
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class Request(Opening):
 
     @property
     def exports(self) -> str | None:
-        """The flag that asks for another file than pictures, one of EXPORTS."""
+        """The flag that asks for another file than images, one of EXPORTS."""
         return next((flag for flag in EXPORTS if getattr(self, flag) is not None), None)
 
     def seed_ranges(self) -> list[range]:
@@ -99,7 +99,7 @@ class Request(Opening):
         return parse_seeds(self.seeds)
 
 
-def generate(request: Request) -> Path:
+def generate_images(request: Request) -> Path:
     """Draw what is asked for and give the PNG, the folder or the exported file that was written.
 
     Raises:
@@ -120,7 +120,7 @@ def generate(request: Request) -> Path:
         check_grid(output, count, *generator.image_size)
 
     drawn = draw_batches(generator, chain.from_iterable(ranges))
-    with tqdm(total=count, unit="picture", disable=None) as bar:
+    with tqdm(total=count, unit="image", disable=None) as bar:
         if request.separate:
             output.mkdir(parents=True, exist_ok=True)
             for written in write_files(output, drawn):
@@ -133,37 +133,37 @@ def generate(request: Request) -> Path:
             output.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(output) as file:
                 make_grid(np.concatenate(batches)).save(file, "PNG")
-    print(f"Wrote {count:,} pictures to {output}")
+    print(f"Wrote {count:,} images to {output}")
     return output
 
 
 def draw_batches(
     generator: nn.Module, seeds: Iterable[int]
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Draw pictures (N, H, W, C) uint8, at most `DRAW_BATCH` at a time, beside their seeds."""
+    """Draw images (N, H, W, C) uint8, at most `GENERATE_BATCH` at a time, beside their seeds."""
     seeds = iter(seeds)
-    while batch := list(islice(seeds, DRAW_BATCH)):
+    while batch := list(islice(seeds, GENERATE_BATCH)):
         z = sample_latents(batch, generator.z_dim, generator.z_dist)
-        yield batch, to_image(draw(generator, z))
+        yield batch, to_image(generate(generator, z))
 
 
 def check_grid(output: Path, count: int, height: int, width: int) -> None:
-    """Refuse a grid that no picture viewer would open, or that has no picture's name."""
+    """Refuse a grid that no image viewer would open, or that has no image's name."""
     if math.ceil(math.sqrt(count)) ** 2 * (height + 2) * (width + 2) > Image.MAX_IMAGE_PIXELS:
-        raise SettingsError(f"{count:,} pictures are too many for one grid: add --separate")
+        raise SettingsError(f"{count:,} images are too many for one grid: add --separate")
     if output.suffix.lower() != ".png" or output.is_dir():
         raise SettingsError(f"--output {output}: must be a .png file, or add --separate")
 
 
 def check_folder(output: Path) -> None:
-    """Refuse a folder with other files, which whoever reads it would take for pictures of ours."""
+    """Refuse a folder with other files, which whoever reads it would take for images of ours."""
     for path in output.iterdir() if output.is_dir() else ():
         if not re.fullmatch(r"seed_\d{6,}\.png|\..*", path.name):
             raise SettingsError(f"--output {output}: has other files, such as {path.name}")
 
 
 def write_files(folder: Path, drawn: Iterable[tuple[list[int], np.ndarray]]) -> Iterator[int]:
-    """Write batches of seeds and their pictures (N, H, W, C) uint8; yield the N of each one done.
+    """Write batches of seeds and their images (N, H, W, C) uint8; yield the N of each one done.
 
     Threads write while the caller draws, and at most two batches for each of them are held.
 
@@ -182,10 +182,10 @@ def write_files(folder: Path, drawn: Iterable[tuple[list[int], np.ndarray]]) -> 
 
 
 def write_batch(folder: Path, seeds: list[int], images: np.ndarray) -> int:
-    """Write pictures (N, H, W, C) uint8 to the files of their seeds and give N."""
+    """Write images (N, H, W, C) uint8 to the files of their seeds and give N."""
     import cv2  # encodes without Python's lock, and three times as fast as Pillow
 
-    # The network's pictures have no repeats to look for, and one filter does for all their rows:
+    # The network's images have no repeats to look for, and one filter does for all their rows:
     # half of the time that the defaults take, for 5 % more bytes.
     options = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
     options += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG]
@@ -205,4 +205,4 @@ def write_batch(folder: Path, seeds: list[int], images: np.ndarray) -> int:
 
 
 if __name__ == "__main__":
-    run_script(lambda: generate(parse_settings(Request, __doc__)))
+    run_script(lambda: generate_images(parse_settings(Request, __doc__)))

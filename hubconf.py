@@ -45,7 +45,7 @@ def discriminator(path: str | pathlib.Path | None = None) -> nn.Module:
 
 
 def _ours(name: str) -> types.ModuleType:
-    """Import a module of this folder, and leave `sys.path` and the caller's own modules as they were.
+    """Import a module of this folder, leaving `sys.path` and the caller's modules as they were.
 
     A caller's `models` or `utils` would be taken for ours, so they step aside for the import.
     """

@@ -13,7 +13,7 @@ from torch import Tensor
 class Loss(NamedTuple):
     """What each player minimises, from logits (N,).
 
-    `output` is what is reported as D's output, and `outputs` what that is for a picture that is
+    `output` is what is reported as D's output, and `outputs` what that is for an image that is
     surely generated, and for one that is surely real.
     """
 

@@ -1,6 +1,6 @@
 """The two networks of DCGAN: Radford, Metz and Chintala 2015, arXiv 1511.06434, section 3.
 
-Shapes in this repository: N pictures in a batch, C channels (1 grey, 3 colour, 4 colour with
+Shapes in this repository: N images in a batch, C channels (1 grey, 3 colour, 4 colour with
 alpha), H x W pixels, Z dimensions of the latent space. The networks see values in [-1, 1].
 """
 
@@ -23,17 +23,17 @@ from serialization.foreign import ForeignError, open_network
 
 Network = TypeVar("Network", bound=nn.Module)
 LEAKY_SLOPE = 0.2  # section 4 of the paper
-DRAW_BATCH = 64  # rows that `draw` always gives the generator
+GENERATE_BATCH = 64  # rows that `generate` always gives the generator
 
 
 class Generator(nn.Module):
-    """Draws pictures from latents: each layer doubles the map and halves the channels.
+    """Draws images from latents: each layer doubles the map and halves the channels.
 
     Args:
         z_dim: dimensions Z of the latent space; the paper's 100.
         features: channels of the last hidden map, doubled towards the first. 64 is PyTorch's
             usual DCGAN; 128 at 64x64 is the paper's 1024-512-256-128.
-        channels: channels C of a picture.
+        channels: channels C of an image.
         image_size: side in pixels, or (height, width); each from 8 to 256.
         max_features: upper bound of the channels of any map.
         norm: "batch", or "none", which gives the convolutions a bias instead.
@@ -102,7 +102,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Tells real pictures from generated ones: the generator's mirror, each layer halves the map.
+    """Tells real images from generated ones: the generator's mirror, each layer halves the map.
 
     Arguments and errors as in `Generator`; `features` is the width of the first hidden map.
     """
@@ -124,7 +124,7 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = []
         for i, (width, next_width) in enumerate(pairwise(widths)):
             layers.append(nn.Conv2d(width, next_width, 4, 2, 1, bias=bias))
-            if i > 0:  # none at the input, so that D sees the scale of the pictures (section 3)
+            if i > 0:  # none at the input, so that D sees the scale of the images (section 3)
                 layers += _norm(norm, next_width)
             layers.append(_activation("leaky_relu"))
         layers.append(nn.Conv2d(widths[-1], 1, maps[-1], bias=bias))
@@ -159,7 +159,7 @@ class Discriminator(nn.Module):
         """Return the map of every convolution but the logit's, after its activation, largest first.
 
         For images x (N, C, H, W) in [-1, 1], map i is (N, features * 2**i, H >> i+1, W >> i+1),
-        its channels bounded by `max_features`. Section 5.1 classifies pictures by these.
+        its channels bounded by `max_features`. Section 5.1 classifies images by these.
         """
         maps = []
         for layer in self.main[:-1]:
@@ -184,7 +184,7 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def draw_latents(
+def random_latents(
     random: np.random.Generator, count: int, z_dim: int, z_dist: str = "normal"
 ) -> Tensor:
     """Draw latents (count, Z) on the CPU: "normal" is N(0, 1), "uniform" is U(-1, 1)."""
@@ -201,24 +201,24 @@ def sample_latents(seeds: Sequence[int], z_dim: int, z_dist: str = "normal") -> 
     Row i depends on seeds[i] alone, so any image can be drawn again by itself, in any batch and
     on any device.
     """
-    rows = [draw_latents(np.random.default_rng(seed), 1, z_dim, z_dist) for seed in seeds]
+    rows = [random_latents(np.random.default_rng(seed), 1, z_dim, z_dist) for seed in seeds]
     return torch.cat(rows) if rows else torch.empty(0, z_dim)
 
 
 @torch.no_grad()
-def draw(generator: nn.Module, z: Tensor) -> Tensor:
+def generate(generator: nn.Module, z: Tensor) -> Tensor:
     """Draw the images (N, C, H, W) in [-1, 1] of latents z (N, Z), in eval mode, onto the CPU.
 
     Image i depends on z[i] alone, to the last bit: batch norm takes its running statistics, and
-    the network always sees `DRAW_BATCH` rows, since another batch shape may round differently.
-    Leaves the generator as it was, so that a picture drawn during training changes nothing.
+    the network always sees `GENERATE_BATCH` rows, since another batch shape may round differently.
+    Leaves the generator as it was, so that an image drawn during training changes nothing.
     """
     device = next(generator.parameters()).device
     was_training = generator.training
     generator.eval()
     images = []
-    for rows in z.split(DRAW_BATCH):
-        padded = F.pad(rows, (0, 0, 0, DRAW_BATCH - len(rows))).to(device)
+    for rows in z.split(GENERATE_BATCH):
+        padded = F.pad(rows, (0, 0, 0, GENERATE_BATCH - len(rows))).to(device)
         images.append(generator(padded)[: len(rows)].cpu())
     generator.train(was_training)
     return torch.cat(images)
@@ -269,7 +269,7 @@ def _build(
 
 
 def _map_sizes(image_size: int | tuple[int, int]) -> list[tuple[int, int]]:
-    """Return (height, width) of each map, from the picture down to the smallest of at least 4x4."""
+    """Return (height, width) of each map, from the image down to the smallest of at least 4x4."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not (8 <= height <= 256 and 8 <= width <= 256):
         raise ValueError(f"image_size must be from 8 to 256 pixels a side, not {height}x{width}")

@@ -3,8 +3,8 @@
     python probe.py --load_path checkpoints/cats/last.pth --data path/to/classes
     python probe.py --load_path X.pth --data svhn --labels_per_class 100
 
-Section 5 of the paper: the maps of all convolutions, each max-pooled to 4x4, describe a picture to
-a regularised linear L2-SVM. Beside its accuracy on test pictures stand those by the same network
+Section 5 of the paper: the maps of all convolutions, each max-pooled to 4x4, describe an image to
+a regularised linear L2-SVM. Beside its accuracy on test images stand those by the same network
 untrained and by raw pixels. A file beside the checkpoint keeps all of it.
 
 A folder or .zip holds train/CLASS and test/CLASS; or CLASS alone, and a fifth becomes the test.
@@ -46,11 +46,11 @@ from utils import (
 )
 
 CHOOSING = 10  # draws of labels by which C is chosen, as in the authors' code
-BATCH = 128  # pictures at most, as in training
-CALIBRATING = 10_000  # pictures that batch norm takes its statistics from
+BATCH = 128  # images at most, as in training
+CALIBRATING = 10_000  # images that batch norm takes its statistics from
 PUBLISHED = """\
 Radford et al. 2015: 82.8% on CIFAR-10, by 28,672 features of a network trained on ImageNet; 77.5%
-on SVHN from 100 labels a class, by 7,168 features of a network trained on SVHN's pictures"""
+on SVHN from 100 labels a class, by 7,168 features of a network trained on SVHN's images"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,23 +61,23 @@ class Request:
         SettingsError: a value out of its range, or `draws` without `labels_per_class`.
     """
 
-    load_path: str = setting("pictures", REQUIRED, "the checkpoint, a .pth file")
+    load_path: str = setting("images", REQUIRED, "the checkpoint, a .pth file")
     data: str = setting(
-        "pictures", REQUIRED, "classes in a folder or a .zip, or a set: "
+        "images", REQUIRED, "classes in a folder or a .zip, or a set: "
         + ", ".join(name for name in NAMED_SETS if name != "celeba"),
     )  # fmt: skip
-    download_dir: str = setting("pictures", "data", "folder of downloaded sets")
-    cache_dir: str = setting("pictures", "cache", "folder of decoded pictures")
+    download_dir: str = setting("images", "data", "folder of downloaded sets")
+    cache_dir: str = setting("images", "cache", "folder of decoded images")
 
     layers: str | None = setting(
-        "probe", None, "convolutions to take, such as 1,2,3 from the picture on", shown="all"
+        "probe", None, "convolutions to take, such as 1,2,3 from the image on", shown="all"
     )
     statistics: str = setting(
-        "probe", "recalibrated", "batch norm's: of these training pictures, or the checkpoint's",
+        "probe", "recalibrated", "batch norm's: of these training images, or the checkpoint's",
         choices=("recalibrated", "running"),
     )  # fmt: skip
     labels_per_class: int | None = setting(
-        "probe", None, "learn from so many pictures of each class", shown="from all", minimum=1
+        "probe", None, "learn from so many images of each class", shown="from all", minimum=1
     )
     draws: int | None = setting(
         "probe", None, "how often --labels_per_class are drawn", shown="100", minimum=2
@@ -104,7 +104,7 @@ def probe(request: Request) -> list[dict[str, Any]]:
     """Probe as asked, print, write, and give what was written, one dictionary a kind of features.
 
     Raises:
-        SettingsError, DataError, CheckpointError: before anything is written but decoded pictures.
+        SettingsError, DataError, CheckpointError: before anything is written but decoded images.
     """
     device = pick_device(request.device)
     network = Discriminator.from_checkpoint(request.load_path, device)
@@ -129,7 +129,7 @@ def probe(request: Request) -> list[dict[str, Any]]:
     drawn = f", drawn {len(draws)} times from {learning:,}" if draws else ""
     print(
         f"learning from {labels:,} labels{drawn}; {validation:,} choose C\n"
-        f"testing on {test:,} pictures of {len(data.classes)} classes; chance {chance:.1%}\n"
+        f"testing on {test:,} images of {len(data.classes)} classes; chance {chance:.1%}\n"
         f"layers: {', '.join(map(str, layers))}; batch norm's statistics: {request.statistics}\n\n"
         f"{'':15}{'dimensions':>10}{'C':>9}{'validation':>12}{'test':>10}"
     )
@@ -170,9 +170,9 @@ def pick_layers(layers: str | None, network: Discriminator) -> list[int]:
 
 
 def draw_labels(request: Request, data: Labelled) -> list[np.ndarray]:
-    """Draw as many pictures of every class, as often as asked: positions in `data.learning`.
+    """Draw as many images of every class, as often as asked: positions in `data.learning`.
 
-    Draw i follows from the seed and i alone. None are drawn if all pictures are to be learnt from.
+    Draw i follows from the seed and i alone. None are drawn if all images are to be learnt from.
 
     Raises:
         SettingsError: a class has not so many.
@@ -208,7 +208,7 @@ def describe(network: Discriminator, layers: Sequence[int], x: Tensor) -> Tensor
 
 def batches(images: np.ndarray, rows: np.ndarray, device: torch.device) -> Iterator[Tensor]:
     """Yield images (N, H, W, C) uint8 at `rows`, in [-1, 1] and batches of nearly equal size."""
-    with tqdm(total=len(rows), unit="picture", disable=None, leave=False) as bar:
+    with tqdm(total=len(rows), unit="image", disable=None, leave=False) as bar:
         for some in np.array_split(rows, -(-len(rows) // BATCH)):
             yield to_tensor(torch.from_numpy(images[some]).to(device))
             bar.update(len(some))
@@ -218,7 +218,7 @@ def batches(images: np.ndarray, rows: np.ndarray, device: torch.device) -> Itera
 def extract(
     features_of: Callable[[Tensor], Tensor], stream: Iterable[Tensor], count: int
 ) -> Tensor:
-    """Return the features (count, D) of a stream of so many pictures, without a second copy."""
+    """Return the features (count, D) of a stream of so many images, without a second copy."""
     features, done = torch.empty(0), 0
     for x in stream:
         some = features_of(x)
@@ -234,7 +234,7 @@ def standardise(x: Tensor, *others: Tensor) -> None:
 
     So that C means the same for all of them, and that an SVM is trained in few steps. Next to one
     factor for all features it was worth half a point of accuracy, a trained network's on 4,000
-    pictures of CIFAR-10. What is constant becomes 0.
+    images of CIFAR-10. What is constant becomes 0.
     """
     deviation, mean = torch.std_mean(x, 0)
     deviation[deviation < 1e-5 * deviation.max()] = torch.inf
@@ -248,10 +248,10 @@ def measure(
     draws: Sequence[np.ndarray],
     device: torch.device,
 ) -> dict[str, Any]:
-    """Tell the classes of the test pictures by their features, and give how well that goes.
+    """Tell the classes of the test images by their features, and give how well that goes.
 
     With `draws`, accuracies are means over SVMs that learn from one draw each. Without, the SVM
-    that is tested learns from the validation pictures too, once they have chosen C.
+    that is tested learns from the validation images too, once they have chosen C.
     """
     learnable, count = np.concatenate([data.learning, data.validation]), len(data.learning)
     x, x_test = (

@@ -1,7 +1,7 @@
-"""Train a DCGAN on a folder of pictures, a .zip of one, or a set known by name.
+"""Train a DCGAN on a folder of images, a .zip of one, or a set known by name.
 
     python train.py                         handwritten digits, in a few minutes on any computer
-    python train.py --data path/to/cats     your own pictures; --resume goes on after a break
+    python train.py --data path/to/cats     your own images; --resume goes on after a break
     torchrun --standalone --nproc_per_node gpu train.py     on every GPU of this machine
 
 Flags can also come from a file, one `--flag value` a line: python train.py @settings.txt
@@ -31,10 +31,10 @@ from game import (
     Players,
     check_saved,
     drawn_at,
-    follow,
     load_players,
     make_players,
     train_step,
+    update_ema,
 )
 from losses import LOSSES
 from preprocessing.sources import DataError
@@ -56,7 +56,7 @@ from utils import (
     warn,
 )
 
-SMALL_SET = 500  # pictures below which --augment measured better
+SMALL_SET = 500  # images below which --augment measured better
 FEW_STEPS = 500  # digits were readable after 280 steps, the eyes of cats after 600
 
 
@@ -68,7 +68,7 @@ def train(config: Config) -> Path:
     """Train as `config` says, and give the path of the last checkpoint.
 
     Raises:
-        SettingsError, DataError, CheckpointError: before anything is written but decoded pictures,
+        SettingsError, DataError, CheckpointError: before anything is written but decoded images,
             for settings, data or a checkpoint that cannot be used.
     """
     with distributed.only_first_speaks():
@@ -84,7 +84,7 @@ def train(config: Config) -> Path:
         )
         plan = make_plan(config, count, saved)
         if len(set(distributed.gather((plan, images.shape)))) > 1:
-            raise DataError("the ranks found different checkpoints, or other pictures")
+            raise DataError("the ranks found different checkpoints, or other images")
         if plan.start >= plan.total:
             print(
                 f"{saved['path']} has {plan.start:,} steps already; --epochs and --steps ask for "
@@ -105,17 +105,17 @@ def train(config: Config) -> Path:
             distributed.count() > 1
         )
         print(
-            f"{config.name}: {count:,} pictures of {channels} x {height} x {width} (C x H x W)\n"
+            f"{config.name}: {count:,} images of {channels} x {height} x {width} (C x H x W)\n"
             f"device: {where}\n"
             f"parameters: {sizes[0]:,} generator, {sizes[1]:,} discriminator\n"
             f"steps: {plan.start:,} to {plan.total:,}, {plan.steps_per_epoch:,} an epoch, "
-            f"{plan.batch_size} pictures each\n"
+            f"{plan.batch_size} images each\n"
             f"writing to: {Path(config.checkpoint_dir, config.name)}, "
             f"{Path(config.sample_dir, config.name)}"
         )
         if best:
             print(
-                f"measuring: {best.network.frechet} of {best.count:,} pictures by "
+                f"measuring: {best.network.frechet} of {best.count:,} images by "
                 f"{best.network.title}; floor {best.floor:.1f}"
             )
         ended = play(config, plan, players, images, best)
@@ -147,7 +147,7 @@ def check_run(config: Config, device: torch.device) -> None:
 
 
 def load_images(config: Config) -> np.ndarray:
-    """Return the pictures (N, H, W, C) uint8; one rank of each machine decodes, if it must be.
+    """Return the images (N, H, W, C) uint8; one rank of each machine decodes, if it must be.
 
     Raises:
         DataError: as `dataset.load`, or another rank has raised it.
@@ -166,21 +166,21 @@ def load_images(config: Config) -> np.ndarray:
 
 
 def make_plan(config: Config, count: int, saved: Mapping[str, Any] | None) -> Plan:
-    """Plan the steps on `count` pictures, from those that the checkpoint `saved` has on."""
+    """Plan the steps on `count` images, from those that the checkpoint `saved` has on."""
     batch_size = min(config.batch_size, count // distributed.count() * distributed.count())
     if batch_size == 0:
-        raise DataError(f"--data {config.data}: has fewer pictures than there are ranks")
+        raise DataError(f"--data {config.data}: has fewer images than there are ranks")
     if batch_size < config.batch_size:
-        warn(f"only {count} pictures: the batch is {batch_size}, not {config.batch_size}")
+        warn(f"only {count} images: the batch is {batch_size}, not {config.batch_size}")
     if saved and count != saved["pictures"]:
-        warn(f"--data {config.data} has {count:,} pictures; it had {saved['pictures']:,}")
+        warn(f"--data {config.data} has {count:,} images; it had {saved['images']:,}")
     steps_per_epoch = count // batch_size
     total = config.steps or config.epochs * steps_per_epoch
     if config.steps is None and total < FEW_STEPS:
         warn(f"{total} steps are few to learn from; raise --epochs, or lower --batch_size")
     # Not for sets by name, mostly of digits.
     if count < SMALL_SET and not config.augment and Path(config.data).exists():
-        print(f"{count:,} pictures are a small set: --augment may draw better (docs/quality.md)")
+        print(f"{count:,} images are a small set: --augment may draw better (docs/quality.md)")
     start, source = (saved["step"], saved["path"]) if saved else (0, None)
     return Plan(batch_size, steps_per_epoch, start, total, source)
 
@@ -214,7 +214,7 @@ def play(
         for step, batch in zip(range(start + 1, total + 1), stream, strict=False):
             drawn = drawn_at(config, step, batch_size, part, device)
             unread.append(step_on(batch=batch, **drawn))
-            follow(players.generator_ema, players.generator, step, config.ema)
+            update_ema(players.generator_ema, players.generator, step, config.ema)
             stop = distributed.largest(signal_noted())
             bar.update()
             due = what_is_due(config, plan, step, stop > 0)
@@ -239,7 +239,7 @@ def play(
         name = signal.Signals(stop).name
         return Stopped(stop, f"{name}: saved step {step:,}; go on with train.py {flags} --resume")
     return Collapsed(
-        f"saved step {step:,}, as its pictures are all alike; --on_collapse go_on goes on"
+        f"saved step {step:,}, as its images are all alike; --on_collapse go_on goes on"
     )
 
 

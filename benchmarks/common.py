@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in one line, pictures to read, things timed in turn."""
+"""What the benchmarks share: the machine in one line, images to read, things timed in turn."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def machine() -> str:
     )
 
 
-def write_pictures(folder: Path, count: int, size: tuple[int, int] = (178, 218)) -> Path:
+def write_images(folder: Path, count: int, size: tuple[int, int] = (178, 218)) -> Path:
     """Write `count` JPEGs of `size` (width, height) with the smoothness of photos, and give it."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
-    for i in tqdm(range(count), desc="Writing pictures", disable=None, leave=False):
+    for i in tqdm(range(count), desc="Writing images", disable=None, leave=False):
         coarse = Image.fromarray(random.integers(0, 256, (12, 10, 3), np.uint8))
         smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)).astype(int)
         grain = random.integers(-6, 7, smooth.shape)
-        picture = Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8))
-        picture.save(folder / f"{i:07d}.jpg", quality=90)
+        image = Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8))
+        image.save(folder / f"{i:07d}.jpg", quality=90)
     return folder
 
 
@@ -60,13 +60,13 @@ def in_turn(
     return seconds
 
 
-def table(seconds: Mapping[str, list[float]], pictures: int) -> str:
-    """Lay out pictures a second, and the ratio to the first row: medians over the rounds."""
+def table(seconds: Mapping[str, list[float]], images: int) -> str:
+    """Lay out images a second, and the ratio to the first row: medians over the rounds."""
     first, *_ = seconds.values()
-    lines = ["| | pictures/s | ratio | least to most |", "|---|---|---|---|"]
+    lines = ["| | images/s | ratio | least to most |", "|---|---|---|---|"]
     for name, taken in seconds.items():
         ratios = sorted(other / own for other, own in zip(first, taken, strict=True))
-        speed = pictures / statistics.median(taken)
+        speed = images / statistics.median(taken)
         least, middle, most = ratios[0], statistics.median(ratios), ratios[-1]
         lines.append(f"| {name} | {speed:,.0f} | {middle:.2f} | {least:.2f} to {most:.2f} |")
     return "\n".join(lines)

@@ -1,8 +1,8 @@
-"""Speed of writing pictures, a PNG each, against a loop over torchvision's save_image.
+"""Speed of writing images, a PNG each, against a loop over torchvision's save_image.
 
     python -m benchmarks.generation
 
-The first table writes pictures that are ready, each side's in the form in which it takes them:
+The first table writes images that are ready, each side's in the form in which it takes them:
 uint8 images for ours, float tensors for save_image. The second draws them too, with an untrained
 generator: ours from reading its checkpoint on, the loop in batches of 64.
 
@@ -29,18 +29,18 @@ from torchvision.utils import save_image
 
 from benchmarks.common import in_turn, machine, table
 from dataset import to_image, to_tensor
-from generate import Request, generate, write_files
+from generate import Request, generate_images, write_files
 from models import Generator
 from serialization import checkpoint
 from utils import pick_device
 
 BATCH = 64
-DISTINCT = 16 * BATCH  # pictures made up, written over and over under other names
+DISTINCT = 16 * BATCH  # images made up, written over and over under other names
 GRAIN = 0.07  # makes a file as large as one of a 64x64 photo of a cat
 
 
 def make_up(size: int) -> np.ndarray:
-    """Make up pictures (DISTINCT, size, size, 3) uint8, smooth but for some grain."""
+    """Make up images (DISTINCT, size, size, 3) uint8, smooth but for some grain."""
     torch.manual_seed(0)
     coarse = torch.rand(DISTINCT, 3, 8, 8) * 2 - 1
     smooth = F.interpolate(coarse, (size, size), mode="bicubic")
@@ -48,9 +48,9 @@ def make_up(size: int) -> np.ndarray:
 
 
 def save_each(folder: Path, seeds: range, x: Tensor) -> None:
-    """Save pictures (N, 3, H, W) in [-1, 1] one after another."""
-    for seed, picture in zip(seeds, x, strict=True):
-        save_image(picture, folder / f"{seed}.png", normalize=True, value_range=(-1, 1))
+    """Save images (N, 3, H, W) in [-1, 1] one after another."""
+    for seed, image in zip(seeds, x, strict=True):
+        save_image(image, folder / f"{seed}.png", normalize=True, value_range=(-1, 1))
 
 
 def in_new_folder(write: Callable[[Path], object], parent: Path) -> None:
@@ -62,14 +62,14 @@ def in_new_folder(write: Callable[[Path], object], parent: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Print both tables, and the bytes of a file on average."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pictures", type=int, default=10_000, help="how many in a round")
+    parser.add_argument("--images", type=int, default=10_000, help="how many in a round")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--image_size", type=int, default=64, help="pixels a side, 8 to 256")
-    parser.add_argument("--device", default="auto", help="where pictures are drawn")
+    parser.add_argument("--device", default="auto", help="where images are drawn")
     flags = parser.parse_args(arguments)
     device = pick_device(flags.device)
 
-    count = flags.pictures
+    count = flags.images
     batches = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
     images = make_up(flags.image_size)
     tensors = to_tensor(images).contiguous()
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def draw_and_write(folder: Path) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            generate(
+            generate_images(
                 Request(
                     load_path=str(path),
                     num_output=count,
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "ours": functools.partial(in_new_folder, ours, folders["ours"]),
             }
             seconds = in_turn(runs, flags.repeats)
-            print(f"\n{count:,} {what} pictures, {flags.image_size}x{flags.image_size}\n")
+            print(f"\n{count:,} {what} images, {flags.image_size}x{flags.image_size}\n")
             print(table(seconds, count))
             for key, folder in folders.items():
                 mean = statistics.mean(path.stat().st_size for path in folder.rglob("*.png"))

@@ -1,10 +1,10 @@
-"""Input speed: pictures a second into the step, against ImageFolder and a DataLoader.
+"""Input speed: images a second into the step, against ImageFolder and a DataLoader.
 
-    python -m benchmarks.input_pipeline                         on pictures made up for it
+    python -m benchmarks.input_pipeline                         on images made up for it
     python -m benchmarks.input_pipeline --data path/to/faces    on a flat folder of one's own
 
 All rows deliver shuffled batches of 64x64, second epoch on. The first is the textbook's way:
-2 workers decode, resize and convert every picture in every epoch, to floats in [-1, 1]. Our step
+2 workers decode, resize and convert every image in every epoch, to floats in [-1, 1]. Our step
 takes bytes, and begins by converting them; the last row converts too.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.common import in_turn, machine, table, write_pictures
+from benchmarks.common import in_turn, machine, table, write_images
 from benchmarks.throughput import SIZE, textbook_batches
 from dataset import batches, load, to_tensor
 from utils import pick_device
@@ -30,8 +30,8 @@ from utils import pick_device
 def main(arguments: list[str] | None = None) -> None:
     """Print the table, and how long each takes from the first call to the first batch."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", help="a flat folder of pictures (default: made up)")
-    parser.add_argument("--pictures", type=int, default=4096, help="how many to make up")
+    parser.add_argument("--data", help="a flat folder of images (default: made up)")
+    parser.add_argument("--images", type=int, default=4096, help="how many to make up")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5, help="rounds of one epoch each")
     parser.add_argument("--device", default="auto")
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         if flags.data:
             (folder / "all").symlink_to(Path(flags.data).resolve())
         else:
-            write_pictures(folder / "all", flags.pictures)
+            write_images(folder / "all", flags.images)
 
         def ours(mirror: bool = False) -> Iterator[Tensor]:
             images = load(str(folder), (SIZE, SIZE), 3, cache_dir=cache_dir)

@@ -1,4 +1,4 @@
-"""Picture quality: ours against a textbook loop, after as many real pictures seen by each.
+"""Picture quality: ours against a textbook loop, after as many real images seen by each.
 
     python -m benchmarks.quality --data path/to/cats --seeds 0 1 2
 
@@ -43,8 +43,8 @@ ROWS: dict[str, list[str] | None] = {  # flags of train.py; the textbook has non
 TEXTBOOK_BATCH = 128
 
 
-def measure_textbook(config: Config, pictures: int) -> dict[int, float]:
-    """Train the textbook DCGAN on so many `pictures`; give the distances by step."""
+def measure_textbook(config: Config, count: int) -> dict[int, float]:
+    """Train the textbook DCGAN on `count` images; give the distances by step."""
     device = pick_device(config.device)
     images = load_images(config)
     best = Best(config, images, device)
@@ -54,7 +54,7 @@ def measure_textbook(config: Config, pictures: int) -> dict[int, float]:
     textbook.discriminator.apply(init_weights)
     drawing = Generator(100, config.features, 3, 64)
     stream = batches(images, TEXTBOOK_BATCH, config.seed, device=device)
-    distances, total = {}, pictures // TEXTBOOK_BATCH
+    distances, total = {}, count // TEXTBOOK_BATCH
     every = config.evaluate_every * (len(images) // TEXTBOOK_BATCH)
     for step, batch in enumerate(tqdm(itertools.islice(stream, total), total=total), 1):
         textbook.step(to_tensor(batch))
@@ -87,9 +87,9 @@ def measure(row: str, seed: int, given: argparse.Namespace) -> dict[int, float]:
     ]  # fmt: skip
     config = parse_settings(Config, None, settings)
     if flags is None:
-        distances = measure_textbook(config, given.pictures)
+        distances = measure_textbook(config, given.images)
     else:
-        steps = given.pictures // config.batch_size
+        steps = given.images // config.batch_size
         distances = measure_ours(parse_settings(Config, None, [*settings, "--steps", str(steps)]))
     with atomic_write(path) as file:
         file.write(json.dumps(distances).encode())
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, a row for each of `ROWS`, as runs end."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True)
-    parser.add_argument("--pictures", type=int, default=181_000, help="real ones seen by each")
+    parser.add_argument("--images", type=int, default=181_000, help="real ones seen by each")
     parser.add_argument("--every", type=int, default=4, help="epochs between measurements")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", type=int, nargs="+", default=range(len(ROWS)))
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{row}, seed {seed}: {distances[step]:.1f} at step {step}", file=sys.stderr)
         spread = f" ± {statistics.stdev(values):.0f}" if len(values) > 1 else ""
         table.append(f"| {row} | {statistics.mean(values):.0f}{spread} | {len(values)} |")
-    print(machine() + f", {given.pictures:,} pictures\n\n| | frechet | seeds |\n|---|---|---|")
+    print(machine() + f", {given.images:,} images\n\n| | frechet | seeds |\n|---|---|---|")
     print("\n".join(table))
 
 

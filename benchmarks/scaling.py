@@ -1,9 +1,9 @@
-"""Scaling: more pictures, and more ranks.
+"""Scaling: more images, and more ranks.
 
-    python -m benchmarks.scaling                            1k to 1M pictures, then 1 and 2 ranks
+    python -m benchmarks.scaling                            1k to 1M images, then 1 and 2 ranks
     python -m benchmarks.scaling --counts 1000 --ranks 1    a part of it
 
-The pictures are made up: up to 10,000 JPEGs of 64x64, under many names each where more are asked
+The images are made up: up to 10,000 JPEGs of 64x64, under many names each where more are asked
 for. Every measurement is a process of its own. Memory is RssAnon, the most that it ever had: what
 the process holds by itself, without the pages of mapped files, which cost nothing.
 """
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import machine, write_pictures
+from benchmarks.common import machine, write_images
 from benchmarks.throughput import SIZE, Z_DIM, our_step
 from config import Config
 from dataset import batches, load, to_tensor
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10, help="trained in each process")
     parser.add_argument("--repeats", type=int, default=3, help="later starts of each count")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--folder", help="for pictures and caches (default: a temporary one)")
+    parser.add_argument("--folder", help="for images and caches (default: a temporary one)")
     parser.add_argument("--measure", metavar="DATA", help="what a process of this benchmark does")
     flags = parser.parse_args(arguments)
     if flags.measure:
@@ -64,22 +64,22 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def compare_counts(folder: Path, counts: list[int], repeats: int, common: list[str]) -> None:
-    """Print what a first and a later start cost with each count of pictures."""
+    """Print what a first and a later start cost with each count of images."""
     made = min(FILES, max(counts))
-    write_pictures(folder / "made", made, (SIZE, SIZE))
+    write_images(folder / "made", made, (SIZE, SIZE))
     command = [sys.executable, "-m", "benchmarks.scaling", *common, "--measure"]
     first, later = {}, {count: [] for count in counts}
     for count in counts:
-        link_pictures(folder / "made", made, folder / str(count), count)
+        link_images(folder / "made", made, folder / str(count), count)
         first[count] = run([*command, str(folder / str(count))], folder)
     for _, count in itertools.product(range(repeats), counts):
         later[count].append(run([*command, str(folder / str(count))], folder))
 
     print(
-        "| pictures | first batch after: first start | later | memory: first start | later |",
+        "| images | first batch after: first start | later | memory: first start | later |",
         end="",
     )
-    print(" input, µs a picture | training, ms a picture | ratio to the first row |")
+    print(" input, µs an image | training, ms an image | ratio to the first row |")
     print("|---|---|---|---|---|---|---|---|")
     for count in counts:
         medians = {
@@ -98,10 +98,10 @@ def compare_counts(folder: Path, counts: list[int], repeats: int, common: list[s
     print()
 
 
-def link_pictures(made: Path, count_made: int, folder: Path, count: int) -> None:
-    """Return `count` pictures names in `folder`, a thousand a subfolder."""
+def link_images(made: Path, count_made: int, folder: Path, count: int) -> None:
+    """Return `count` images names in `folder`, a thousand a subfolder."""
     names = sorted(os.listdir(made))
-    for i in tqdm(range(count), desc="Naming pictures", disable=None, leave=False):
+    for i in tqdm(range(count), desc="Naming images", disable=None, leave=False):
         if i % 1000 == 0:
             subfolder = folder / f"{i // 1000:04d}"
             subfolder.mkdir(parents=True)
@@ -120,9 +120,9 @@ def run(command: list[str], folder: Path) -> dict[str, float]:
 
 
 def measure(data: str, features: int, steps: int, device_name: str) -> dict[str, float]:
-    """Return seconds to the first batch, MB of memory, and seconds a picture: read, and trained on.
+    """Return seconds to the first batch, MB of memory, and seconds an image: read, and trained on.
 
-    Reading is timed over at least 1,000 batches, of which each picture may be in several.
+    Reading is timed over at least 1,000 batches, of which each image may be in several.
     """
     most, done = 0, threading.Event()
 
@@ -169,12 +169,12 @@ def measure(data: str, features: int, steps: int, device_name: str) -> dict[str,
 def compare_ranks(folder: Path, ranks: list[int], common: list[str]) -> None:
     """Print the images a second that train.py logs, the same global batch on 1 or more ranks."""
     train = Path(__file__).resolve().parent.parent / "train.py"
-    pictures = write_pictures(folder / "pictures", 4 * BATCH, (SIZE, SIZE))
+    images = write_images(folder / "images", 4 * BATCH, (SIZE, SIZE))
     print("| ranks | images/s | ratio |\n|---|---|---|")
     speeds: list[float] = []
     for count in ranks:
         launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-        command = [sys.executable, "-m", *launch, str(train), *common, "--data", str(pictures)]
+        command = [sys.executable, "-m", *launch, str(train), *common, "--data", str(images)]
         command += ["--name", f"on_{count}", "--log_every", "1"]
         environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
         subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)

@@ -1,6 +1,6 @@
 """Training speed: our step, and our way from files to steps, against a textbook loop.
 
-    python -m benchmarks.throughput                         on pictures made up for it
+    python -m benchmarks.throughput                         on images made up for it
     python -m benchmarks.throughput --data path/to/faces    on a flat folder of one's own
 
 The textbook loop is what DCGAN tutorials write: 32-bit floats, ImageFolder and a DataLoader with
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from benchmarks.common import in_turn, machine, table, write_pictures
+from benchmarks.common import in_turn, machine, table, write_images
 from config import Config
 from dataset import batches, load, to_tensor
-from game import drawn_at, follow, make_players, train_step
+from game import drawn_at, make_players, train_step, update_ema
 from losses import LOSSES
 from models import sample_latents
 from preprocessing.cache import clear
@@ -64,10 +64,10 @@ class Textbook:
         )
         self.criterion, self.device = nn.BCELoss(), device
 
-    def step(self, pictures: Tensor) -> list[float]:
-        """Play one step on pictures (N, 3, 64, 64) in [-1, 1]."""
+    def step(self, images: Tensor) -> list[float]:
+        """Play one step on images (N, 3, 64, 64) in [-1, 1]."""
         self.discriminator.zero_grad()
-        real = pictures.to(self.device)
+        real = images.to(self.device)
         label = torch.full((len(real),), 1.0, device=self.device)
         output = self.discriminator(real).view(-1)
         error_real = self.criterion(output, label)
@@ -98,8 +98,8 @@ def textbook_batches(folder: Path, batch_size: int) -> Iterator[Tensor]:
         transforms.Resize(SIZE), transforms.CenterCrop(SIZE), transforms.ToTensor(),
         transforms.Normalize((0.5,) * 3, (0.5,) * 3),
     ]  # fmt: skip
-    pictures = datasets.ImageFolder(str(folder), transforms.Compose(steps))
-    loader = DataLoader(pictures, batch_size, shuffle=True, num_workers=2, drop_last=True)
+    images = datasets.ImageFolder(str(folder), transforms.Compose(steps))
+    loader = DataLoader(images, batch_size, shuffle=True, num_workers=2, drop_last=True)
     while True:
         for batch, _ in loader:
             yield batch
@@ -118,7 +118,7 @@ def our_step(config: Config, device: torch.device) -> Callable[[Tensor, Mapping]
 
     def whole(batch: Tensor, drawn: Mapping[str, Tensor]) -> None:
         step_on(batch=batch, **drawn)
-        follow(players.generator_ema, players.generator, next(steps), config.ema)
+        update_ema(players.generator_ema, players.generator, next(steps), config.ema)
 
     return whole
 
@@ -126,8 +126,8 @@ def our_step(config: Config, device: torch.device) -> Callable[[Tensor, Mapping]
 def main(arguments: list[str] | None = None) -> None:
     """Print two tables: the step alone, and from files to steps."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", help="a flat folder of pictures (default: made up)")
-    parser.add_argument("--pictures", type=int, default=2048, help="how many to make up")
+    parser.add_argument("--data", help="a flat folder of images (default: made up)")
+    parser.add_argument("--images", type=int, default=2048, help="how many to make up")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--features", type=int, default=64)
     parser.add_argument("--steps", type=int, help="a round (default: 3, on a GPU 300)")
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
         if flags.data:
             (folder / "all").symlink_to(Path(flags.data).resolve())
         else:
-            write_pictures(folder / "all", flags.pictures)
+            write_images(folder / "all", flags.images)
         cache_dir = str(Path(name, "cache"))
 
         def from_files(empty: bool) -> None:

@@ -1,4 +1,4 @@
-"""Distances between two sets of pictures by their features (N, D), one row a picture.
+"""Distances between two sets of images by their features (N, D), one row an image.
 
 Frechet distance and KID are torchmetrics'; precision and recall are those of Kynkaanniemi et al.
 2019 (arXiv 1904.06991), density and coverage those of Naeem et al. 2020 (arXiv 2002.09797).
@@ -16,11 +16,11 @@ from tqdm import tqdm
 CHUNK = 1024  # rows whose distances from all others are held at a time
 KID_SUBSET, KID_SUBSETS = 1000, 100  # Binkowski et al. 2018: the mean over random subsets
 PRECISION_K, DENSITY_K = 3, 5  # neighbours, as in the two papers
-FEWEST = DENSITY_K + 1  # pictures that have so many neighbours
+FEWEST = DENSITY_K + 1  # images that have so many neighbours
 
 
 def compare(real: Tensor, fake: Tensor, seed: int = 0) -> dict[str, float]:
-    """Return all distances of features (M, D) from those of real pictures (N, D), by their names.
+    """Return all distances of features (M, D) from those of real images (N, D), by their names.
 
     Takes at least `FEWEST` rows of each. `seed` is that of KID's random subsets.
     """
@@ -74,11 +74,11 @@ def _passing_on(features: Tensor) -> nn.Module:
 def manifold_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
     """Return precision, recall, density and coverage of (M, D) against real features (N, D).
 
-    A picture's ball reaches to its k-th neighbour in its own set. Precision is the share of fake
-    pictures in some real ball, recall that of real ones in some fake ball; density counts the real
-    balls around a fake picture, over k; coverage is the share of real balls with a fake in them.
+    An image's ball reaches to its k-th neighbour in its own set. Precision is the share of fake
+    images in some real ball, recall that of real ones in some fake ball; density counts the real
+    balls around a fake image, over k; coverage is the share of real balls with a fake in them.
     """
-    radii_real = nearest(real, real, DENSITY_K + 1)[0]  # the nearest is the picture itself
+    radii_real = nearest(real, real, DENSITY_K + 1)[0]  # the nearest is the image itself
     radii_fake = nearest(fake, fake, PRECISION_K + 1)[0][:, PRECISION_K]
     inside = torch.zeros(len(fake), dtype=torch.bool)
     recalled, covered, within = 0, 0, 0

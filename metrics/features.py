@@ -1,6 +1,6 @@
-"""Feature networks: pictures become vectors whose distances mean something.
+"""Feature networks: images become vectors whose distances mean something.
 
-A set of N pictures becomes features (N, D), one row a picture.
+A set of N images becomes features (N, D), one row an image.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset import run_name, to_image, to_tensor
-from models import DRAW_BATCH, Discriminator, draw, init_weights, sample_latents
+from models import GENERATE_BATCH, Discriminator, generate, init_weights, sample_latents
 from preprocessing.sources import find
 from utils import SettingsError, atomic_write
 
 NETWORKS = ("inception", "efficientnet", "discriminator")
-EFFICIENTNET_SIDE = 128  # pixels; of all pictures, whatever size they have
+EFFICIENTNET_SIDE = 128  # pixels; of all images, whatever size they have
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # with the sha256 of
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 class FeatureNetwork(nn.Module):
-    """Maps uint8 pictures (N, H, W, C) of 1, 3 or 4 channels to features (N, D)."""
+    """Maps uint8 images (N, H, W, C) of 1, 3 or 4 channels to features (N, D)."""
 
     name: str  # of `NETWORKS`
     title: str  # which network, with which weights
-    resize: str  # what it does to the pictures' size
+    resize: str  # what it does to the images' size
     frechet = "frechet"  # what a Frechet distance of its features is called
-    lasting = True  # its features of a picture never change
+    lasting = True  # its features of an image never change
 
 
 class Inception(FeatureNetwork):
@@ -115,8 +115,8 @@ class EfficientNetLite(FeatureNetwork):
 class DiscriminatorFeatures(FeatureNetwork):
     """A discriminator's maps of section 5.1, each averaged: 960 features at 64 pixels.
 
-    It has learnt to tell this very generator's pictures, so that its distances compare the
-    pictures of one checkpoint, and not checkpoints.
+    It has learnt to tell this very generator's images, so that its distances compare the
+    images of one checkpoint, and not checkpoints.
     """
 
     name = "discriminator"
@@ -148,7 +148,7 @@ def untrained(network: Discriminator, seed: int) -> Discriminator:
 def recalibrate(network: nn.Module, stream: Iterable[Tensor]) -> None:
     """Return batch norm the mean of the statistics that it meets in batches of inputs.
 
-    The authors' code does so to a discriminator with the training pictures: the running averages
+    The authors' code does so to a discriminator with the training images: the running averages
     of its training are those of real and generated ones. Leaves the network in eval mode.
     """
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -183,7 +183,7 @@ def _missing(network: str, packages: str) -> SettingsError:
 
 
 def as_seen(images: Tensor) -> Tensor:
-    """Convert uint8 pictures (N, H, W, C) into RGB (N, H, W, 3): grey as grey, alpha over white."""
+    """Convert uint8 images (N, H, W, C) into RGB (N, H, W, 3): grey as grey, alpha over white."""
     if images.shape[3] == 4:
         alpha = images[..., 3:] / 255
         return (images[..., :3] * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
@@ -194,33 +194,33 @@ def as_seen(images: Tensor) -> Tensor:
 
 
 class Drawn:
-    """The pictures of a generator: indexed by an array of seeds, it draws them as uint8."""
+    """The images of a generator: indexed by an array of seeds, it draws them as uint8."""
 
     def __init__(self, generator: nn.Module) -> None:
         self.generator = generator
 
     def __getitem__(self, seeds: np.ndarray) -> np.ndarray:
         z = sample_latents(seeds.tolist(), self.generator.z_dim, self.generator.z_dist)
-        return to_image(draw(self.generator, z))
+        return to_image(generate(self.generator, z))
 
 
 @torch.no_grad()
 def extract(
-    network: FeatureNetwork, images: np.ndarray | Drawn, rows: np.ndarray, what: str = "pictures"
+    network: FeatureNetwork, images: np.ndarray | Drawn, rows: np.ndarray, what: str = "images"
 ) -> Tensor:
-    """Return the features (N, D) of the pictures at N `rows` of `images`, float32 on the CPU.
+    """Return the features (N, D) of the images at N `rows` of `images`, float32 on the CPU.
 
     `images` are uint8 (M, H, W, C) and read or drawn a batch at a time, on the network's device.
-    The features of a picture depend on it alone: the network always sees `DRAW_BATCH` pictures,
+    The features of an image depend on it alone: the network always sees `GENERATE_BATCH` images,
     since another batch shape may round differently.
     """
     device, features = next(network.parameters()).device, []
     with tqdm(
-        total=len(rows), desc=f"Features of {what}", unit="picture", disable=None, leave=False
+        total=len(rows), desc=f"Features of {what}", unit="image", disable=None, leave=False
     ) as bar:
-        for first in range(0, len(rows), DRAW_BATCH):
-            batch = torch.from_numpy(images[rows[first : first + DRAW_BATCH]])
-            padded = F.pad(batch, (0, 0, 0, 0, 0, 0, 0, DRAW_BATCH - len(batch)))
+        for first in range(0, len(rows), GENERATE_BATCH):
+            batch = torch.from_numpy(images[rows[first : first + GENERATE_BATCH]])
+            padded = F.pad(batch, (0, 0, 0, 0, 0, 0, 0, GENERATE_BATCH - len(batch)))
             features.append(network(padded.to(device))[: len(batch)].float().cpu())
             bar.update(len(batch))
     return torch.cat(features)
@@ -257,7 +257,7 @@ def real_features(
     download_dir: str,
     cache_dir: str,
 ) -> Tensor:
-    """Return the features (N, D) of the real pictures of `data` at N `rows` of its `images`.
+    """Return the features (N, D) of the real images of `data` at N `rows` of its `images`.
 
     If they will be of use again they are kept in `cache_dir`, for which all calls' rows must begin
     alike.
@@ -266,8 +266,8 @@ def real_features(
         DataError, OSError: `data` is gone, or the file of features can't be read or written.
     """
     if not network.lasting:
-        return extract(network, images, rows, "real pictures")
+        return extract(network, images, rows, "real images")
     made_of = [find(data, download_dir).stamp, *images.shape, network.title, network.resize]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     path = Path(cache_dir, f"{run_name(data)}-{network.name}-{digest}.npy")
-    return extract_cached(network, images, rows, path, "real pictures")
+    return extract_cached(network, images, rows, path, "real images")

@@ -1,4 +1,4 @@
-"""The pictures of a data set as one uint8 array in a file: decoded once, mapped ever after.
+"""The images of a data set as one uint8 array in a file: decoded once, mapped ever after.
 
 A cache is a folder, named after all that its pixels follow from: `pixels`, the array as it lies
 in memory, and `about.json`. It is built under another name and then renamed, so that it is whole
@@ -28,18 +28,18 @@ from PIL import features
 from preprocessing.decode import decode_all, suits
 from preprocessing.sources import DataError, Found, formats
 
-FORMAT = 2  # of the cache, and of how a picture becomes pixels
+FORMAT = 2  # of the cache, and of how an image becomes pixels
 ABANDONED = 600.0  # seconds after which a build that has written nothing is taken for dead
-SAMPLE = 64  # pictures that tell the channels of all
+SAMPLE = 64  # images that tell the channels of all
 
 
 class Cached(NamedTuple):
-    """All pictures that could be read, and how they were found."""
+    """All images that could be read, and how they were found."""
 
     images: np.ndarray  # (N, H, W, C) uint8, pages of a file that are read when they are used
     modes: dict[str, int]  # Pillow's name of a way to store pixels, and how many there are
     sizes: dict[str, int]  # "height x width" as stored
-    skipped: list[tuple[str, str]]  # name and reason of each picture that could not be read
+    skipped: list[tuple[str, str]]  # name and reason of each image that could not be read
 
 
 def open_cached(
@@ -50,15 +50,15 @@ def open_cached(
     name: str,
     retry: bool = True,
 ) -> Cached:
-    """Return the pictures `found`, fitted to size (height, width), building their cache if need be.
+    """Return the images `found`, fitted to size (height, width), building their cache if need be.
 
-    Unless `channels` says, they follow from how the pictures are stored: 4 if every one has
+    Unless `channels` says, they follow from how the images are stored: 4 if every one has
     alpha, 1 if every one is grey, else 3. Alpha that is not kept goes over white.
 
     Args:
         cache_dir: the folder of all caches.
         name: what the folder of this one begins with, for people.
-        retry: read all anew if a picture was skipped for what may have passed, a disk that was
+        retry: read all anew if an image was skipped for what may have passed, a disk that was
             away; not when another process of this run has just done so.
 
     Raises:
@@ -79,7 +79,7 @@ def open_cached(
             _build(found, size, channels, folder)
         except OSError as error:
             raise DataError(
-                f"--cache_dir {cache_dir}: the pictures can't be kept there "
+                f"--cache_dir {cache_dir}: the images can't be kept there "
                 f"({error.filename or folder}: {error.strerror})"
             ) from error
         about = json.loads((folder / "about.json").read_text("utf-8"))
@@ -120,7 +120,7 @@ def clear(cache_dir: str) -> None:
     for folder in Path(cache_dir).glob("*"):
         if re.fullmatch(r".+-\d+x\d+-[0-9a-f]{16}-(found|\d)", folder.name):
             _discard(folder)
-    for path in Path(cache_dir).glob("*-*-" + "[0-9a-f]" * 16 + ".npy"):  # features of pictures
+    for path in Path(cache_dir).glob("*-*-" + "[0-9a-f]" * 16 + ".npy"):  # features of images
         path.unlink(missing_ok=True)
     _sweep(Path(cache_dir))
 
@@ -164,14 +164,14 @@ def _build(found: Found, size: tuple[int, int], channels: int | None, folder: Pa
 
 
 def _sampled_channels(found: Found, size: tuple[int, int]) -> set[int]:
-    """Return the channels that some pictures, spread over all, are stored with."""
+    """Return the channels that some images, spread over all, are stored with."""
     spread = found.names[:: -(-len(found.names) // SAMPLE)]
     decoded = decode_all(found._replace(names=spread), size, None)
-    return {picture.channels for _, picture in decoded if picture.pixels is not None}
+    return {image.channels for _, image in decoded if image.pixels is not None}
 
 
 def _write(building: Path, found: Found, size: tuple[int, int], channels: int) -> set[int]:
-    """Write all pictures and what there is to say of them; give the channels they are stored with.
+    """Write all images and what there is to say of them; give the channels they are stored with.
 
     The array is never in memory: its pages belong to the file.
     """
@@ -179,16 +179,16 @@ def _write(building: Path, found: Found, size: tuple[int, int], channels: int) -
     modes: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     with open(building / "pixels", "wb") as file:
-        for name, picture in decode_all(found, size, channels):
-            if picture.pixels is None:
-                skipped.append((name, picture.reason))
-                lasting = lasting and picture.lasting
+        for name, image in decode_all(found, size, channels):
+            if image.pixels is None:
+                skipped.append((name, image.reason))
+                lasting = lasting and image.lasting
                 continue
-            file.write(picture.pixels)
+            file.write(image.pixels)
             count += 1
-            stored.add(picture.channels)
-            modes[picture.mode] += 1
-            sizes[f"{picture.height}x{picture.width}"] += 1
+            stored.add(image.channels)
+            modes[image.mode] += 1
+            sizes[f"{image.height}x{image.width}"] += 1
         _flush(file)
     about = {
         "shape": (count, *size, channels), "modes": modes, "sizes": sizes, "skipped": skipped,

@@ -1,4 +1,4 @@
-"""Pictures become uint8 pixels: decoded in parallel, whatever they hold, and fitted to one size.
+"""Images become uint8 pixels: decoded in parallel, whatever they hold, and fitted to one size.
 
 Apart from dataset.py so that a worker process, which imports what it runs, need not import torch.
 """
@@ -25,13 +25,13 @@ from tqdm import tqdm
 
 from preprocessing.sources import DataError, Found
 
-CHUNK = 64  # pictures that a process decodes at a time
+CHUNK = 64  # images that a process decodes at a time
 MAX_PIXELS = 40_000_000  # to decode, at 8 bytes each and more; a JPEG's after it was scaled down
 FILES_PER_PROCESS = 256  # fewer are decoded sooner than another process starts
 
 
 class Decoded(NamedTuple):
-    """One picture as it was found, and as uint8 pixels (H, W, channels), or why it has none."""
+    """One image as it was found, and as uint8 pixels (H, W, channels), or why it has none."""
 
     pixels: np.ndarray | None
     mode: str = ""
@@ -45,13 +45,13 @@ class Decoded(NamedTuple):
 def decode_all(
     found: Found, size: tuple[int, int], channels: int | None
 ) -> Iterator[tuple[str, Decoded]]:
-    """Yield the name and the decoding of every picture, in order, showing the progress.
+    """Yield the name and the decoding of every image, in order, showing the progress.
 
-    Works in as many processes as pay, and holds a few chunks of pictures however many there are.
+    Works in as many processes as pay, and holds a few chunks of images however many there are.
     """
     decode = functools.partial(_decode_all, found.open, size, channels)
     bar = tqdm(
-        total=len(found.names), desc="Reading pictures", unit="picture", disable=None, leave=False
+        total=len(found.names), desc="Reading images", unit="image", disable=None, leave=False
     )
     chunks = (found.names[i : i + CHUNK] for i in range(0, len(found.names), CHUNK))
     files = 0 if found.in_memory else len(found.names)
@@ -80,7 +80,7 @@ def _in_processes(call: Callable, items: Iterable, files: int) -> Iterator:
             while pending:
                 yield pending.popleft().result()
     except BrokenProcessPool as error:
-        reason = "the system has killed a process that was reading pictures; is memory short?"
+        reason = "the system has killed a process that was reading images; is memory short?"
         raise DataError(reason) from error
 
 
@@ -96,7 +96,7 @@ def _end_with_caller() -> None:
 
 
 def suits(stored: Collection[int]) -> int:
-    """Return the channels that suit pictures stored with these: 1 grey, 3 colour, 4 with alpha.
+    """Return the channels that suit images stored with these: 1 grey, 3 colour, 4 with alpha.
 
     4 if every one has alpha, 1 if every one is grey, else 3.
     """
@@ -117,14 +117,14 @@ def _decode_all(
 def _decode(
     open_one: Callable[[str], Image.Image], size: tuple[int, int], channels: int | None, name: str
 ) -> Decoded:
-    """Decode one picture, fit it to size (height, width), and never raise for what it holds."""
+    """Decode one image, fit it to size (height, width), and never raise for what it holds."""
     try:
         with warnings.catch_warnings(action="ignore"), open_one(name) as image:
             mode, (width, height) = image.mode, image.size
             if mode == "F" or (mode == "I" and image.format == "TIFF"):
                 raise ValueError(f"32-bit pixels ({mode}), whose range is not known")
             # A JPEG decodes at a half, quarter or eighth several times faster. Twice the size
-            # wanted is left to the resampling, and a turned picture keeps enough too.
+            # wanted is left to the resampling, and a turned image keeps enough too.
             image.draft(None, (2 * max(size), 2 * max(size)))
             # A progressive JPEG is held whole while it decodes, at whatever size.
             held = (width, height) if image.info.get("progressive") else image.size
@@ -140,8 +140,8 @@ def _decode(
                 image = to_channels(image, channels)
             return Decoded(np.asarray(image).reshape(*size, -1), mode, width, height, stored)
     except UnidentifiedImageError:
-        return Decoded(None, reason="not a picture, or a broken one")
-    except Exception as error:  # a broken picture makes Pillow raise nearly anything
+        return Decoded(None, reason="not an image, or a broken one")
+    except Exception as error:  # a broken image makes Pillow raise nearly anything
         system = getattr(error, "strerror", None)
         reason = system or str(error) or type(error).__name__
         passing = isinstance(error, MemoryError) or (
@@ -151,7 +151,7 @@ def _decode(
 
 
 def _standard(image: Image.Image) -> Image.Image:
-    """Convert any of Pillow's modes to L, LA, RGB or RGBA, keeping what the picture shows."""
+    """Convert any of Pillow's modes to L, LA, RGB or RGBA, keeping what the image shows."""
     if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip to white
         levels = np.asarray(image)
         return Image.fromarray((levels // 257 + (levels % 257 > 128)).astype(np.uint8))
@@ -165,12 +165,12 @@ def _standard(image: Image.Image) -> Image.Image:
 
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Convert a picture; one that is right already is not copied, as Pillow would."""
+    """Convert an image; one that is right already is not copied, as Pillow would."""
     return image if image.mode == mode else image.convert(mode)
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Convert an L, LA, RGB or RGBA picture to 1 (grey), 3 (RGB) or 4 (RGBA) channels."""
+    """Convert an L, LA, RGB or RGBA image to 1 (grey), 3 (RGB) or 4 (RGBA) channels."""
     if channels == 4:
         return _as_mode(image, "RGBA")
     if image.mode in ("LA", "RGBA"):

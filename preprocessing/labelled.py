@@ -1,7 +1,7 @@
-"""Pictures with their classes: the folder that a picture lies in is its class.
+"""Images with their classes: the folder that an image lies in is its class.
 
-    train/CLASS/1.jpg and test/CLASS/1.jpg    pictures to learn from and to test with
-    CLASS/1.jpg                               pictures to be divided at random
+    train/CLASS/1.jpg and test/CLASS/1.jpg    images to learn from and to test with
+    CLASS/1.jpg                               images to be divided at random
 
 Further folders may lie above these. Named sets are read as though they lay in such folders.
 """
@@ -19,17 +19,17 @@ from preprocessing.cache import open_cached
 from preprocessing.sources import NAMED_SETS, DataError, Found, find, from_array, open_part
 from utils import random_at, warn
 
-EVERY = 5  # of so many pictures one is set apart, up to the DCGAN authors' number
+EVERY = 5  # of so many images one is set apart, up to the DCGAN authors' number
 MOST_APART = 10_000
 
 
 class Labelled(NamedTuple):
-    """Pictures, their classes, and what each is for."""
+    """Images, their classes, and what each is for."""
 
     images: np.ndarray  # (N, H, W, C) uint8
     labels: np.ndarray  # (N,) int64, positions in `classes`
     classes: list[str]
-    learning: np.ndarray  # rows of the pictures to learn from, in random order
+    learning: np.ndarray  # rows of the images to learn from, in random order
     validation: np.ndarray  # of those to choose settings by
     test: np.ndarray  # of those to test with
 
@@ -42,14 +42,14 @@ def open_labelled(
     download_dir: str = "data",
     cache_dir: str = "cache",
 ) -> Labelled:
-    """Open the pictures of `data`, fitted to image_size (height, width) and `channels`.
+    """Open the images of `data`, fitted to image_size (height, width) and `channels`.
 
     If there are folders train and test, what lies under neither is left out. Otherwise a fifth
-    becomes the test. Of the pictures to learn from a fifth becomes the validation. Either takes
+    becomes the test. Of the images to learn from a fifth becomes the validation. Either takes
     `MOST_APART` at most, and the same share of every class.
 
     Raises:
-        DataError: no such data, or its pictures can't be read, or their classes are not to be
+        DataError: no such data, or its images can't be read, or their classes are not to be
             told or too small.
     """
     found = find_labelled(data, download_dir)
@@ -58,7 +58,7 @@ def open_labelled(
     names = [name for name in found.names if name not in undecoded]  # of cached.images
     if cached.skipped:
         share = f"{len(cached.skipped):,} of {len(cached.skipped) + len(names):,}"
-        problem = f"{share} pictures can't be read; python dataset.py {data} lists them"
+        problem = f"{share} images can't be read; python dataset.py {data} lists them"
         if len(cached.skipped) > len(names):
             raise DataError(f"--data {data}: {problem}")
         warn(problem)
@@ -72,7 +72,7 @@ def open_labelled(
     if len(learning) and len(test):
         left_out = len(names) - len(learning) - len(test)
         if left_out:
-            warn(f"{left_out:,} pictures lie neither in train nor in test, and are left out")
+            warn(f"{left_out:,} images lie neither in train nor in test, and are left out")
     else:
         learning, test = set_apart(np.arange(len(names)), folders, seed, "test")
     learning, validation = set_apart(learning, folders, seed, "validation")
@@ -80,10 +80,10 @@ def open_labelled(
     classes = np.unique(folders[np.concatenate([learning, validation, test])])
     labels = np.searchsorted(classes, folders)  # meaningless for what is left out
     if len(classes) < 2:
-        raise DataError(f"--data {data}: all pictures are in {classes[0]}; two classes are needed")
+        raise DataError(f"--data {data}: all images are in {classes[0]}; two classes are needed")
     counts = np.bincount(labels[learning], minlength=len(classes))
     if counts.min() == 0:
-        raise DataError(f"--data {data}: no picture of {classes[counts.argmin()]} to learn from")
+        raise DataError(f"--data {data}: no image of {classes[counts.argmin()]} to learn from")
     return Labelled(cached.images, labels, classes.tolist(), learning, validation, test)
 
 
@@ -98,7 +98,7 @@ def set_apart(
 
 
 def find_labelled(data: str, download_dir: str) -> Found:
-    """Find pictures as `sources.find`; those of a named set's parts lie in PART/CLASS.
+    """Find images as `sources.find`; those of a named set's parts lie in PART/CLASS.
 
     Raises:
         DataError: as `sources.find`, or the set has no classes.

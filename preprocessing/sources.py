@@ -1,6 +1,6 @@
-"""Where pictures are: found in folders, archives and named sets, and opened one at a time.
+"""Where images are: found in folders, archives and named sets, and opened one at a time.
 
-Free of torch, as pictures.py is.
+Free of torch, as images.py is.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ NAMED_SETS = {
 }
 DEFAULT_IMAGE_SIZE = 64
 
-# What counts as a picture by its name.
+# What counts as an image by its name.
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
             ".pgm", ".pbm", ".avif", ".jp2"}  # fmt: skip
 
 # Archives, which are not looked into when they lie in another.
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
-MAX_MEMBER = 1 << 27  # bytes that a picture in an archive may unpack to
+MAX_MEMBER = 1 << 27  # bytes that an image in an archive may unpack to
 
 # The decoders that may open a file, whatever its suffix. Not EPS or PDF, which run programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -50,7 +50,7 @@ class DataError(UserError):
 
 
 class Found(NamedTuple):
-    """Where the pictures of a data set are."""
+    """Where the images of a data set are."""
 
     names: Sequence[str]  # in the order of the data set
     open: Callable[[str], Image.Image]  # opens one by its name
@@ -60,12 +60,12 @@ class Found(NamedTuple):
 
 
 def find(data: str, download_dir: str = "data") -> Found:
-    """Find the pictures of a folder and its subfolders, of a .zip, or of one of `NAMED_SETS`.
+    """Find the images of a folder and its subfolders, of a .zip, or of one of `NAMED_SETS`.
 
     A path that exists wins over a name.
 
     Raises:
-        DataError: no such data, no pictures in it, or it can't be downloaded to `download_dir`.
+        DataError: no such data, no images in it, or it can't be downloaded to `download_dir`.
     """
     path = Path(data)
     if path.is_dir():
@@ -80,7 +80,7 @@ def find(data: str, download_dir: str = "data") -> Found:
     if len(found.names) == 0:
         listed = " ".join(sorted(SUFFIXES))
         why = "".join(f"; {name!r}: {reason}" for name, reason in found.unreadable[:3])
-        raise DataError(f"--data {data}: no pictures in it or its subfolders ({listed}){why}")
+        raise DataError(f"--data {data}: no images in it or its subfolders ({listed}){why}")
     return found
 
 
@@ -105,7 +105,7 @@ def _walk(
     visited: set[tuple[int, int]],
     unreadable: list[tuple[str, str]],
 ) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the name under `folder` and the status of each picture, in the order of the names."""
+    """Yield the name under `folder` and the status of each image, in the order of the names."""
     try:
         status = os.stat(folder)
         with os.scandir(folder) as listed:
@@ -134,7 +134,7 @@ def _walk(
 
 
 def _find_members(archive: Path) -> Found:
-    """Find an archive's pictures, which are read one by one and never unpacked onto the disk."""
+    """Find an archive's images, which are read one by one and never unpacked onto the disk."""
     try:
         with zipfile.ZipFile(archive) as opened:
             members = opened.infolist()
@@ -148,7 +148,7 @@ def _find_members(archive: Path) -> Found:
             refused.append((info.filename, "a later file of the archive has the same name"))
         if reason:
             refused.append((info.filename, reason))
-        elif _is_picture(info.filename):
+        elif _is_image(info.filename):
             names.add(info.filename)
     status = os.stat(archive)
     stamp = hashlib.sha256(b"%d\0%d" % (status.st_size, status.st_mtime_ns)).hexdigest()
@@ -161,7 +161,7 @@ def _refusal(member: zipfile.ZipInfo) -> str:
     name = member.filename.replace("\\", "/")
     if name.lower().endswith(ARCHIVE_SUFFIXES):
         return "an archive in the archive: unpack it first"
-    if not _is_picture(name):
+    if not _is_image(name):
         return ""
     if name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:", name):
         return "its name leads out of the archive"
@@ -174,7 +174,7 @@ def _refusal(member: zipfile.ZipInfo) -> str:
     return ""
 
 
-def _is_picture(member: str) -> bool:
+def _is_image(member: str) -> bool:
     *folders, name = member.replace("\\", "/").split("/")
     return _has_suffix(name) and not any(map(_is_hidden, [*folders, name]))
 
@@ -202,7 +202,7 @@ def _find_named(name: str, download_dir: str) -> Found:
 
 
 def open_part(name: str, download_dir: str, part: str) -> tuple[np.ndarray, Sequence[int]]:
-    """Return a named set's pictures (N, H, W) or (N, H, W, C) uint8 of one part, and their classes.
+    """Return a named set's images (N, H, W) or (N, H, W, C) uint8 of one part, and their classes.
 
     Args:
         name: one of `NAMED_SETS` that torchvision has as arrays, all but digits and celeba.
@@ -239,7 +239,7 @@ def _open_torchvision(name: str, download_dir: str, part: str | bool) -> Any:
 
 
 def from_array(name: str, array: np.ndarray) -> Found:
-    """Return pictures (N, H, W) or (N, H, W, C) uint8 as found, by names that end in their rows."""
+    """Return images (N, H, W) or (N, H, W, C) uint8 as found, by names that end in their rows."""
     names = [f"{name} {i}" for i in range(len(array))]
     stamp = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
     return Found(names, functools.partial(_open_row, array), stamp, [], in_memory=True)
@@ -249,7 +249,7 @@ def from_array(name: str, array: np.ndarray) -> Found:
 
 
 def _open_file(folder: str, name: str) -> Image.Image:
-    """Open a file; Pillow refuses a picture of more than 179 million pixels by itself."""
+    """Open a file; Pillow refuses an image of more than 179 million pixels by itself."""
     return Image.open(os.path.join(folder, name), formats=formats())
 
 

@@ -1,7 +1,7 @@
 """What the layers of other programs' networks are, as shapes and order tell it.
 
 A DCGAN is a chain: each layer takes the channels that the one before gives. So the weights alone
-tell how many dimensions z has, how wide each map is, what is normalised and what ends in a picture,
+tell how many dimensions z has, how wide each map is, what is normalised and what ends in an image,
 however the layers are called.
 """
 
@@ -15,7 +15,7 @@ from itertools import zip_longest
 from torch import Tensor
 
 KINDS = ("generator", "discriminator")
-PICTURES = (1, 3, 4)  # channels of a picture
+IMAGES = (1, 3, 4)  # channels of an image
 MOST_LAYERS, MOST_TRIES = 64, 5_000  # what a file may ask to be looked at
 LONGEST = 200  # letters of a name, whose numbers are read
 
@@ -124,10 +124,10 @@ def _described(layers: Sequence[Layer]) -> str:
     weighted = [layer for layer in layers if not layer.is_norm]
     first, last = weighted[0], weighted[-1]
     inputs = first.shape[1]
-    if len(last.shape) == 2 and last.shape[0] > 2 and inputs in PICTURES:
+    if len(last.shape) == 2 and last.shape[0] > 2 and inputs in IMAGES:
         return f"is a classifier: it ends in {last.shape[0]} outputs, {last.name!r} {last.shape}"
-    if len(last.shape) == 4 and inputs in PICTURES and inputs in last.shape[:2]:
-        return f"is an encoder-decoder: it begins and ends with pictures of {inputs} channels"
+    if len(last.shape) == 4 and inputs in IMAGES and inputs in last.shape[:2]:
+        return f"is an encoder-decoder: it begins and ends with images of {inputs} channels"
     shown = ", ".join(f"{layer.name!r} {layer.shape}" for layer in weighted[:3])
     return f"is no chain of layers as a DCGAN is: {len(weighted)} of them, such as {shown}"
 
@@ -162,21 +162,21 @@ def _chains(blocks: Sequence[Block], kind: str, free: bool = False) -> Iterator[
     """Yield the chains of one kind that all blocks make, in their order, or `free` in any."""
     tries = 0
 
-    def follow(left: Sequence[Block], chain: list[Step]) -> Iterator[list[Step]]:
+    def update_ema(left: Sequence[Block], chain: list[Step]) -> Iterator[list[Step]]:
         nonlocal tries
         tries += 1
         if tries > MOST_TRIES:
             return
         if not left:
-            ends = PICTURES if kind == "generator" else (1, 2)
+            ends = IMAGES if kind == "generator" else (1, 2)
             if len(chain) > 2 and chain[-1].gives in ends:
                 yield _settle_squares(chain)
             return
         for i, block in enumerate(left if free else left[:1]):
             for step in _fits(block, chain, kind):
-                yield from follow([*left[:i], *left[i + 1 :]], [*chain, step])
+                yield from update_ema([*left[:i], *left[i + 1 :]], [*chain, step])
 
-    yield from follow(blocks, [])
+    yield from update_ema(blocks, [])
 
 
 def _fits(block: Block, chain: list[Step], kind: str) -> Iterator[Step]:
@@ -200,7 +200,7 @@ def _fits(block: Block, chain: list[Step], kind: str) -> Iterator[Step]:
             continue
         step = Step(layer, norm, takes, gives, transposed)
         if before is None:
-            if kind == "generator" or (takes in PICTURES and not is_linear):
+            if kind == "generator" or (takes in IMAGES and not is_linear):
                 yield step
         elif was_linear and is_linear:
             if takes == before.gives:

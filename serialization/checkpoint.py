@@ -6,10 +6,10 @@ A training checkpoint is a dictionary of plain values and tensors, which `torch.
     format         "dcgan-1"
     config         every setting of the run, `dataclasses.asdict` of train.Config
     epoch, step    completed epochs and steps
-    pictures       how many it was trained on
+    images       how many it was trained on
     generator, discriminator, optimizer_g, optimizer_d    their state dicts
     generator_ema  that of the generator's average
-    best           of best.pth alone: its distance from real pictures, and how that was measured
+    best           of best.pth alone: its distance from real images, and how that was measured
 
 One to pass on, see export.py, holds the generator alone, its weights in half precision; the
 discriminator lies beside it, see `beside`.

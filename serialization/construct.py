@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, float | type[nn.Module]] = {  # a leaky ReLU's slope, or 
     "selu": nn.SELU,
 }
 ACTIVATION_LAYERS = (nn.LeakyReLU, nn.ReLU, nn.ELU, nn.SELU)  # their layers
-MOST_VALUES = 1 << 22  # of a picture's largest map: 1 GB for a batch
+MOST_VALUES = 1 << 22  # of an image's largest map: 1 GB for a batch
 
 
 @dataclass(frozen=True)

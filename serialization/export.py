@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import Discriminator, draw, sample_latents
+from models import Discriminator, generate, sample_latents
 from serialization import checkpoint
 from utils import SettingsError, atomic_write, check_writable
 
-CHECKED = (1, 3, 64)  # pictures at a time that an exported graph must draw as the generator does
+CHECKED = (1, 3, 64)  # images at a time that an exported graph must draw as the generator does
 CLOSE = 1e-4  # between values in [-1, 1]
 
 
@@ -23,7 +23,7 @@ def export_checkpoint(generator: nn.Module, output: Path, source: Path) -> str:
     """Write a generator of ours with its settings, and the discriminator of `source` beside it.
 
     Without optimizers and with the kernels in half precision a file is a fourteenth of the training
-    checkpoint, and its pictures differ by a level or none.
+    checkpoint, and its images differ by a level or none.
 
     Raises:
         CheckpointError: `source` is no checkpoint of ours with both networks.
@@ -60,11 +60,11 @@ def export_onnx(generator: nn.Module, output: Path, source: Path) -> str:
     """Write a generator as an ONNX graph with its weights, and say what goes in and comes out.
 
     It maps the input `z`, latents (N, Z), to the output `images`, (N, C, H, W) in [-1, 1], for any
-    N. Where onnxruntime is installed, it has first drawn the generator's pictures with it.
+    N. Where onnxruntime is installed, it has first drawn the generator's images with it.
 
     Raises:
         SettingsError: what torch exports with is not installed.
-        RuntimeError: onnxruntime draws other pictures.
+        RuntimeError: onnxruntime draws other images.
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise SettingsError("--export_onnx: not installed here; pip install onnxscript onnxruntime")
@@ -84,13 +84,13 @@ def export_onnx(generator: nn.Module, output: Path, source: Path) -> str:
         import onnxruntime  # optional
 
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        images = draw(generator, z).numpy()
+        images = generate(generator, z).numpy()
         apart = 0.0
         for count in CHECKED:
             [drawn] = session.run(None, {"z": z[:count].numpy()})
             apart = max(apart, float(np.abs(drawn - images[:count]).max()))
         if not apart < CLOSE:
-            raise RuntimeError(f"the ONNX graph draws other pictures: they are {apart:g} apart")
+            raise RuntimeError(f"the ONNX graph draws other images: they are {apart:g} apart")
         checked = f"onnxruntime draws the same within {apart:.0e}"
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(output) as file:

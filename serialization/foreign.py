@@ -49,7 +49,7 @@ def open_network(
         contents: state dicts in any nest of dictionaries and lists.
         average: take a moving average of the weights, if one lies there too.
         activation: of a generator, one of ACTIVATIONS; else what batch norm remembers.
-        image_size: (height, width) of its pictures; else the likeliest that the kernels give.
+        image_size: (height, width) of its images; else the likeliest that the kernels give.
         z_dist: the distribution of its latents, "normal" or "uniform"; else the same.
 
     Raises:

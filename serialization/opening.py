@@ -22,9 +22,9 @@ class Opening:
     """
 
     load_path: str = setting(
-        "pictures", str(SHIPPED), "the checkpoint, a .pth file", shown="the cats of this repository"
+        "images", str(SHIPPED), "the checkpoint, a .pth file", shown="the cats of this repository"
     )
-    no_ema: bool = setting("pictures", False, "the last step's weights, not their average")
+    no_ema: bool = setting("images", False, "the last step's weights, not their average")
     activation: str | None = setting(
         "another program's checkpoint", None, "of its generator",
         shown="as batch norm tells, or relu", choices=tuple(ACTIVATIONS),
@@ -60,7 +60,7 @@ class Opening:
         )  # fmt: skip
 
     def open_discriminator(self, generator: Generator | nn.Sequential) -> Discriminator:
-        """Return the discriminator that lies beside a generator, for pictures such as that draws.
+        """Return the discriminator that lies beside a generator, for images such as that draws.
 
         Raises:
             SettingsError, CheckpointError: there is no such device, or no such discriminator.

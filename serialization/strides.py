@@ -1,8 +1,8 @@
 """What the kernels of a DCGAN tell about its maps: the least unusual strides that fit together.
 
 A file of weights has the size of every kernel, but neither stride nor padding. Few of them are in
-use, though, layers of one network are alike, and few sizes of pictures are usual. Each of these
-has a cost here, and the cheapest way from the smallest map to a picture is taken.
+use, though, layers of one network are alike, and few sizes of images are usual. Each of these
+has a cost here, and the cheapest way from the smallest map to an image is taken.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import product
 from typing import NamedTuple
 
 Size = tuple[int, int]  # height and width
-SIDES = range(8, 513)  # of a picture, in pixels
+SIDES = range(8, 513)  # of an image, in pixels
 MOST_STEPS = 20_000  # of the search; a real network takes some hundreds
 UNLIKE = 3  # cost of a second manner for kernels of one size
 LONE = 15  # cost of one 5x5 among 4x4, but for what makes 96 pixels of 32
@@ -45,14 +45,14 @@ def settle(
     backwards: bool = False,
     rooms: Sequence[int | None] = (),
 ) -> tuple[list[Manner], list[Size]] | None:
-    """Return the manner of each layer from the smallest map to a picture, and the size of each map.
+    """Return the manner of each layer from the smallest map to an image, and the size of each map.
 
     With `backwards` they are a discriminator's convolutions, from its last to its first: each one
     leads from its output to its input as a transposed one does from input to output.
 
     Args:
         first_maps: sizes that the map before the first layer may have, the likeliest first.
-        channels: of a picture; most grey ones that are learnt from have 28x28 pixels.
+        channels: of an image; most grey ones that are learnt from have 28x28 pixels.
         image_size: the size that it must have, if that is known.
         rooms: how many layers without weights are before each, where that is known.
 
@@ -178,7 +178,7 @@ def _after(size: Size, kernel: Kernel, manner: Manner) -> Size:
 
 
 def _oddness(side: int, channels: int) -> int:
-    """Tell how unusual a picture's side is, in pixels."""
+    """Tell how unusual an image's side is, in pixels."""
     if side == 28:
         return 8 * (channels != 1)
     if side in (32, 64, 128, 256, 512):

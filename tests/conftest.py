@@ -1,4 +1,4 @@
-"""Small pictures and small runs that several files of tests share."""
+"""Small images and small runs that several files of tests share."""
 
 import os
 import runpy
@@ -26,8 +26,8 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def write_pictures(folder, count, size=(20, 24), mode="RGB", suffix=".png", first=0):
-    """Write `count` random pictures of `size` (width, height) into `folder`, and give it."""
+def write_images(folder, count, size=(20, 24), mode="RGB", suffix=".png", first=0):
+    """Write `count` random images of `size` (width, height) into `folder`, and give it."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(first)
     depth = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,)}[mode]
@@ -76,16 +76,16 @@ def elsewhere(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder of 20 colour pictures."""
-    return write_pictures(tmp_path / "pictures", 20)
+def images(tmp_path):
+    """A folder of 20 colour images."""
+    return write_images(tmp_path / "images", 20)
 
 
 @pytest.fixture
-def small(tmp_path, pictures):
+def small(tmp_path, images):
     """Settings of a run that takes a second: 5 steps an epoch, nothing outside tmp_path."""
     return {
-        "data": str(pictures), "image_size": 16, "features": 4, "z_dim": 8, "batch_size": 4,
+        "data": str(images), "image_size": 16, "features": 4, "z_dim": 8, "batch_size": 4,
         "epochs": 2, "checkpoint_dir": str(tmp_path / "checkpoints"), "device": "cpu",
         "sample_dir": str(tmp_path / "samples"), "log_every": 1,
         "cache_dir": str(tmp_path / "cache"),

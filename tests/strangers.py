@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import Generator, draw, draw_latents, sample_latents
+from models import Generator, generate, random_latents, sample_latents
 
 TAIL = (4, 2, 1)  # kernel, stride and padding of most layers
 
@@ -134,17 +134,17 @@ def lived(network, z_dim, z_dist="normal"):
             layer.reset_running_stats()
     network.train()
     for step in range(40):
-        network(draw_latents(np.random.default_rng(step), 64, z_dim, z_dist))
+        network(random_latents(np.random.default_rng(step), 64, z_dim, z_dist))
     return network.eval()
 
 
 @torch.no_grad()
-def same_pictures(path, stranger, z_dim, **given):
+def same_images(path, stranger, z_dim, **given):
     generator = Generator.from_checkpoint(path, **given)
     assert type(generator) is nn.Sequential and not generator.training
     assert generator.z_dim == z_dim
     z = sample_latents(range(5), generator.z_dim, generator.z_dist)
-    ours, theirs = draw(generator, z), stranger(z)
+    ours, theirs = generate(generator, z), stranger(z)
     assert ours.shape == theirs.shape == (5, generator.channels, *generator.image_size)
     assert torch.allclose(ours, theirs, atol=1e-5) and theirs.std() > 0.05
     return generator

@@ -3,12 +3,12 @@
 import importlib
 
 import pytest
-from conftest import write_pictures
+from conftest import write_images
 
 TINY = {
-    "throughput": "--pictures 8 --batch_size 4 --features 2 --steps 1 --repeats 1 --device cpu",
-    "input_pipeline": "--pictures 8 --batch_size 4 --repeats 1 --device cpu",
-    "generation": "--pictures 20 --repeats 1 --image_size 8",
+    "throughput": "--images 8 --batch_size 4 --features 2 --steps 1 --repeats 1 --device cpu",
+    "input_pipeline": "--images 8 --batch_size 4 --repeats 1 --device cpu",
+    "generation": "--images 20 --repeats 1 --image_size 8",
     "scaling": "--counts 130 300 --ranks 1 --features 2 --steps 2 --repeats 1 --device cpu",
 }
 
@@ -22,8 +22,8 @@ def test_a_benchmark_prints_its_table(name, capsys):
 
 def test_quality_is_measured_and_not_trained_twice(tmp_path, capsys):
     pytest.importorskip("efficientnet_lite_pytorch")
-    data = write_pictures(tmp_path / "cats", 128)
-    words = ["--data", str(data), "--pictures", "256", "--features", "2", "--rows", "0", "4"]
+    data = write_images(tmp_path / "cats", 128)
+    words = ["--data", str(data), "--images", "256", "--features", "2", "--rows", "0", "4"]
     words += ["--folder", str(tmp_path / "runs"), "--device", "cpu"]
     tables = []
     for _ in range(2):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_mnist, write_pictures
+from conftest import write_images, write_mnist
 from PIL import Image
 
 from explore import COMMANDS
@@ -53,7 +53,7 @@ def clone(tmp_path_factory):
     (folder / "checkpoints").mkdir()
     for path in (SHIPPED, beside(SHIPPED)):
         shutil.copy(path, folder / "checkpoints")
-    cats = write_pictures(folder / "path" / "to" / "cats", 40)
+    cats = write_images(folder / "path" / "to" / "cats", 40)
     with zipfile.ZipFile(folder / "celeba.zip", "w") as archive:
         for path in sorted(cats.iterdir()):
             archive.write(path, path.name)
@@ -87,7 +87,7 @@ def test_the_pages_commands_run_in_their_order(clone):
             going_on = "--resume" in command or any(word.startswith("@") for word in command)
             command = command + (["--steps", "6"] if going_on else [*SMALL, "--save_every", "1"])
             if "path/to/cats" in command and not going_on:
-                # Three whole epochs of 40 pictures, for the numbered checkpoint that follows.
+                # Three whole epochs of 40 images, for the numbered checkpoint that follows.
                 command += ["--steps", "6", "--save_every", "3"]
         run(command, clone)
     grid = Image.open(clone / "samples" / "generated.png")
@@ -116,7 +116,7 @@ def test_the_notebooks_cells_run_in_their_order(clone, monkeypatch):
     said = run(["python", "demo.py"], clone).stdout
     assert "<class 'int'> (19, 64, 64, 1) (21, 64, 64, 1)" in said
 
-    # Who looks at it before running it sees the pictures of a whole run, and none of a broken one.
+    # Who looks at it before running it sees the images of a whole run, and none of a broken one.
     shown = [json.dumps(cell["outputs"]) for cell in cells]
     assert sum("image/png" in outputs for outputs in shown) == 4 and "epoch 50" in "".join(shown)
     assert '"error"' not in "".join(shown) and notebook.stat().st_size < 300_000
@@ -213,7 +213,7 @@ def test_help_shows_the_defaults(command, script):
 def test_a_mistake_is_one_line_with_status_2_and_writes_nothing(script, tmp_path, command, says):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.pth").write_text("no checkpoint")
-    write_pictures(tmp_path / "path", 3)
+    write_images(tmp_path / "path", 3)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("notes.txt", "no checkpoint either")
     before = sorted(tmp_path.rglob("*"))

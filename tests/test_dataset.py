@@ -1,4 +1,4 @@
-"""Arrays of pictures: tensors, grids, batches by their position, and the doctor."""
+"""Arrays of images: tensors, grids, batches by their position, and the doctor."""
 
 import subprocess
 import sys
@@ -36,13 +36,13 @@ def test_a_grid_shows_the_pixels_as_they_are(channels, mode):
     grid = make_grid(images)
     assert (grid.mode, grid.size) == (mode, (3 * 12 + 2, 2 * 10 + 2))
     pixels = np.asarray(grid).reshape(*grid.size[::-1], channels)
-    assert np.array_equal(pixels[12:20, 14:24], images[4])  # the second row, the second picture
+    assert np.array_equal(pixels[12:20, 14:24], images[4])  # the second row, the second image
 
 
 # Positions ---------------------------------------------------------------------------------------
 
 
-def test_an_epoch_shows_every_picture_once_and_drops_the_incomplete_batch():
+def test_an_epoch_shows_every_image_once_and_drops_the_incomplete_batch():
     images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
     stream = batches(images, 3, seed=0)
     epochs = [[next(stream).flatten().tolist() for _ in range(3)] for _ in range(2)]
@@ -63,7 +63,7 @@ def test_batches_follow_from_seed_and_position(mirror):
     assert np.array_equal(images, kept)  # the flips were made in a copy
 
 
-def test_mirror_flips_about_half_of_the_pictures():
+def test_mirror_flips_about_half_of_the_images():
     images = np.zeros((400, 1, 2, 1), np.uint8)
     images[:, :, 1] = 1
     batch = next(batches(images, 400, seed=0, mirror=True))
@@ -90,7 +90,7 @@ def test_copies_and_mirror_images_are_found_even_saved_again():
     assert find_alike(np.zeros((5000, 9, 8, 1), np.uint8))[-1] == (0, 4999)
 
 
-def test_the_doctor_holds_few_pictures_at_a_time():
+def test_the_doctor_holds_few_images_at_a_time():
     resource = pytest.importorskip("resource")
     images = np.random.default_rng(0).integers(0, 256, (4000, 8, 8, 1), np.uint8)
     images = images.repeat(16, 1).repeat(16, 2)
@@ -101,16 +101,16 @@ def test_the_doctor_holds_few_pictures_at_a_time():
     assert grown < 150_000  # in KB; as floats they are 262 MB
 
 
-def test_the_doctor_reports_and_writes_a_contact_sheet(pictures, tmp_path):
-    (pictures / "zz.png").write_bytes((pictures / "0002.png").read_bytes())
-    (pictures / "bad.png").write_bytes(b"")
-    Image.new("L", (30, 30), 9).save(pictures / "grey.png")
+def test_the_doctor_reports_and_writes_a_contact_sheet(images, tmp_path):
+    (images / "zz.png").write_bytes((images / "0002.png").read_bytes())
+    (images / "bad.png").write_bytes(b"")
+    Image.new("L", (30, 30), 9).save(images / "grey.png")
     sheet = tmp_path / "sheet.png"
-    command = [sys.executable, ROOT / "dataset.py", pictures, "--output", sheet]
+    command = [sys.executable, ROOT / "dataset.py", images, "--output", sheet]
     command += ["--image_size", "16"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for words in ("pictures: 22", "3 channels", "24x20 (21)", "30x30 (1)", "RGB (21)", "L (1)",
-                  "bad.png: not a picture", "5 levels: 1\n    zz.png of 0002.png"):  # fmt: skip
+    for words in ("images: 22", "3 channels", "24x20 (21)", "30x30 (1)", "RGB (21)", "L (1)",
+                  "bad.png: not an image", "5 levels: 1\n    zz.png of 0002.png"):  # fmt: skip
         assert words in said
     assert Image.open(sheet).size == (5 * 18 + 2, 5 * 18 + 2)
 
@@ -121,9 +121,9 @@ def test_the_doctor_reports_where_training_would_refuse(tmp_path):
     found = find(str(tmp_path))
     cached = open_cached(found, (8, 8), None, str(tmp_path / "cache"), "bad")
     assert examine(found, cached, tmp_path / "sheet.png").splitlines() == [
-        "pictures: 0",
+        "images: 0",
         "can't be read: 3",
-        *(f"    'bad\\n{i}.png': not a picture, or a broken one" for i in range(3)),
+        *(f"    'bad\\n{i}.png': not an image, or a broken one" for i in range(3)),
     ]
 
 

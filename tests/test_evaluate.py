@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_generator, write_pictures
+from conftest import write_generator, write_images
 from PIL import Image
 
 import evaluate as script
@@ -23,16 +23,16 @@ NAMES = ["kid", "precision", "recall", "density", "coverage"]
 
 
 @pytest.fixture
-def asked(tmp_path, pictures):
-    """Settings that compare the pictures of a small checkpoint with a folder of 20."""
+def asked(tmp_path, images):
+    """Settings that compare the images of a small checkpoint with a folder of 20."""
     return {
-        "load_path": write_generator(tmp_path / "a.pth", 3), "data": str(pictures), "device": "cpu",
+        "load_path": write_generator(tmp_path / "a.pth", 3), "data": str(images), "device": "cpu",
         "feature_network": "discriminator", "cache_dir": str(tmp_path / "cache"),
     }  # fmt: skip
 
 
 class Means(features.FeatureNetwork):
-    """Stands for a network whose features last: the mean colours of the picture's quarters."""
+    """Stands for a network whose features last: the mean colours of the image's quarters."""
 
     name, title = "efficientnet", "means"
     resize = "2x2"
@@ -80,7 +80,7 @@ def test_a_user_gets_metrics_and_a_sheet_beside_the_checkpoint(asked, tmp_path):
         assert line["network"] == "the checkpoint's discriminator" and line["resize"] == "none"
     assert lines[0]["real"] == 16 and lines[0]["floor_counts"] == [10, 10]
     assert lines[-1]["real"] == 20 and lines[-1]["floor_counts"] == [20, 19]
-    assert "16 generated pictures of 12x16 against 16 of 20 real" in done.stdout
+    assert "16 generated images of 12x16 against 16 of 20 real" in done.stdout
     for name in ("frechet", *NAMES, "nearest"):
         assert sum(line.startswith(f"{name} ") for line in done.stdout.splitlines()) == 1
     sheet = np.asarray(Image.open(tmp_path / "a.discriminator.png"))
@@ -95,20 +95,20 @@ def test_what_is_measured_follows_from_the_seed(asked):
     assert other[0]["value"] != first[0]["value"] and other[0]["floor"] == first[0]["floor"]
 
 
-def test_the_features_of_real_pictures_are_read_again(asked, extracted, tmp_path):
+def test_the_features_of_real_images_are_read_again(asked, extracted, tmp_path):
     asked["feature_network"] = "efficientnet"
     first = evaluate(Request(**asked))
-    assert extracted == [("real pictures", 20), ("generated pictures", 20)]
+    assert extracted == [("real images", 20), ("generated images", 20)]
     assert evaluate(Request(**asked)) == first
-    assert extracted[2:] == [("generated pictures", 20)]
+    assert extracted[2:] == [("generated images", 20)]
     asked["load_path"] = write_generator(tmp_path / "grey.pth")
     evaluate(Request(**asked))
-    write_pictures(Path(asked["data"]), 1, first=20)
+    write_images(Path(asked["data"]), 1, first=20)
     evaluate(Request(**asked, num_output=6))
     evaluate(Request(**asked, num_output=6, neighbours=True))
-    real = [call for call in extracted if call[0] == "real pictures"]
-    assert real == [("real pictures", count) for count in (20, 20, 12, 9)]
-    assert len(list((tmp_path / "cache").glob("pictures-efficientnet-*.npy"))) == 3
+    real = [call for call in extracted if call[0] == "real images"]
+    assert real == [("real images", count) for count in (20, 20, 12, 9)]
+    assert len(list((tmp_path / "cache").glob("images-efficientnet-*.npy"))) == 3
 
 
 def test_efficientnet_runs_without_a_network(asked):
@@ -119,16 +119,16 @@ def test_efficientnet_runs_without_a_network(asked):
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_grey_and_transparent_pictures_are_compared_as_the_generator_draws_them(
+def test_grey_and_transparent_images_are_compared_as_the_generator_draws_them(
     asked, tmp_path, channels
 ):
     asked["load_path"] = write_generator(tmp_path / "b.pth", channels)
     assert evaluate(Request(**asked, neighbours=True))[0]["channels"] == channels
 
 
-def test_copies_among_anyones_pictures_are_found_without_a_checkpoint(asked, extracted, tmp_path):
+def test_copies_among_anyones_images_are_found_without_a_checkpoint(asked, extracted, tmp_path):
     del asked["load_path"]
-    write_pictures(tmp_path / "theirs", 20)
+    write_images(tmp_path / "theirs", 20)
     request = {"images": str(tmp_path / "theirs"), "image_size": "12x16", "neighbours": True}
     lines = evaluate(Request(**asked | request | {"feature_network": "efficientnet"}))
     values = {line["metric"]: line["value"] for line in lines}
@@ -161,20 +161,20 @@ def test_settings_that_cannot_be_are_refused(asked, wrong):
     ("arguments", "says"),
     [
         ("--load_path a.pth", "--data"),
-        ("--load_path missing.pth --data pictures", "missing.pth"),
-        ("--load_path notes.pth --data pictures", "notes.pth"),
+        ("--load_path missing.pth --data images", "missing.pth"),
+        ("--load_path notes.pth --data images", "notes.pth"),
         ("--load_path a.pth --data missing", "--data missing"),
-        ("--load_path a.pth --data few", "--data: 3 pictures are too few"),
-        ("--load_path a.pth --data pictures --num_output 21", "--num_output 21: there are 20"),
-        ("--load_path a.pth --data pictures --output notes.pth/a.json", "notes.pth"),
-        ("--load_path a.pth --data pictures --device toaster", "--device toaster"),
-        ("--load_path blind.pth --data pictures", "blind.pth"),
-        ("--images missing --data pictures --feature_network efficientnet", "--images missing"),
+        ("--load_path a.pth --data few", "--data: 3 images are too few"),
+        ("--load_path a.pth --data images --num_output 21", "--num_output 21: there are 20"),
+        ("--load_path a.pth --data images --output notes.pth/a.json", "notes.pth"),
+        ("--load_path a.pth --data images --device toaster", "--device toaster"),
+        ("--load_path blind.pth --data images", "blind.pth"),
+        ("--images missing --data images --feature_network efficientnet", "--images missing"),
     ],
 )
 def test_a_mistake_is_one_line_with_status_2(asked, tmp_path, monkeypatch, capsys, arguments, says):
     (tmp_path / "notes.pth").write_text("no checkpoint")
-    write_pictures(tmp_path / "few", 3)
+    write_images(tmp_path / "few", 3)
     contents = checkpoint.load(asked["load_path"])
     del contents["discriminator"]
     checkpoint.save(tmp_path / "blind.pth", contents)

@@ -1,4 +1,4 @@
-"""The commands of explore.py: their layouts, and that each picture can be made again."""
+"""The commands of explore.py: their layouts, and that each image can be made again."""
 
 import shlex
 import sys
@@ -14,7 +14,7 @@ from strangers import Example, Nested, Numbered, Projected, at_random, plain_cri
 
 from dataset import to_image
 from explore import COMMANDS, Arithmetic, Pick, Turn, Walk
-from models import Generator, draw, sample_latents
+from models import Generator, generate, sample_latents
 from utils import SettingsError, parse_settings
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -42,7 +42,7 @@ def run(*words):
 
 def images_of(path, *seeds):
     generator = Generator.from_checkpoint(path)
-    return to_image(draw(generator, sample_latents(seeds, generator.z_dim)))
+    return to_image(generate(generator, sample_latents(seeds, generator.z_dim)))
 
 
 def about(path):
@@ -54,7 +54,7 @@ def about(path):
 
 
 def holds(sheet, image):
-    """Tell where a picture (H, W, C) stands in a sheet, as (top, left), or give None."""
+    """Tell where an image (H, W, C) stands in a sheet, as (top, left), or give None."""
     pixels = np.atleast_3d(np.asarray(sheet))
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     height, width = image.shape[:2]
@@ -156,7 +156,7 @@ def test_arithmetic_has_the_exemplars_and_the_result_beside_their_means(saved):
     z = sample_latents([3, 17, 22, 4, 9, 5], 8)
     result = z[:3].mean(0) - z[3:5].mean(0) + z[5]
     generator = Generator.from_checkpoint(saved[1])
-    result = to_image(draw(generator, result[None] * 8**0.5 / result.norm()))[0]
+    result = to_image(generate(generator, result[None] * 8**0.5 / result.norm()))[0]
     top, left = holds(sheet, result)
     assert top > tops[2] and left > lefts[5]
 
@@ -206,7 +206,7 @@ def test_another_programs_checkpoint_takes_what_it_leaves_unsaid(tmp_path):
     torch.save(generator.state_dict(), tmp_path / "a.pth")
     words = ["pick", "--load_path", str(tmp_path / "a.pth"), "--seeds", "5"]
     said = ["--activation", "leaky_relu", "--image_size", "16x16", "--z_dist", "uniform"]
-    image = to_image(draw(generator, sample_latents([5], 8, "uniform")))[0]
+    image = to_image(generate(generator, sample_latents([5], 8, "uniform")))[0]
     sheet = run(*words, *said)
     assert holds(Image.open(sheet), image)
     assert (

@@ -88,9 +88,9 @@ def test_a_run_that_diverges_names_its_step_and_writes_nothing_of_it(small, tmp_
     with pytest.raises(Diverged, match=r"step 6 "):
         train(Config(**small, resume="last", steps=20))
     assert checkpoint.load(last)["step"] == 5
-    log = (tmp_path / "samples" / "pictures" / "log.jsonl").read_text()
+    log = (tmp_path / "samples" / "images" / "log.jsonl").read_text()
     assert "NaN" not in log and "Infinity" not in log
-    grids = sorted((tmp_path / "samples" / "pictures").glob("step_*.png"))
+    grids = sorted((tmp_path / "samples" / "images").glob("step_*.png"))
     assert int(grids[-1].stem.removeprefix("step_")) == 5
     assert all(json.loads(line)["step"] <= 5 for line in log.splitlines())
 
@@ -123,9 +123,9 @@ def test_moments_that_are_not_finite_are_not_saved_either(small, tmp_path):
     with pytest.raises(Diverged):
         train(Config(**small, resume="last", steps=10))
     assert checkpoint.load(last)["step"] == 5
-    log = (tmp_path / "samples" / "pictures" / "log.jsonl").read_text().splitlines()
+    log = (tmp_path / "samples" / "images" / "log.jsonl").read_text().splitlines()
     assert all(json.loads(line)["step"] <= 9 for line in log)
-    assert not (tmp_path / "samples" / "pictures" / "step_0000010.png").exists()
+    assert not (tmp_path / "samples" / "images" / "step_0000010.png").exists()
 
 
 def shape(state):
@@ -184,34 +184,34 @@ def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(small, tm
     last.unlink()
     train(Config(**small | {"epochs": 3}, resume="last"))
     assert "epoch_0002.pth" in capsys.readouterr().err
-    log = (tmp_path / "samples" / "pictures" / "log.jsonl").read_text().splitlines()
+    log = (tmp_path / "samples" / "images" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(1, 16))
-    assert [path.name for path in (tmp_path / "samples").glob("pictures*")] == ["pictures"]
+    assert [path.name for path in (tmp_path / "samples").glob("images*")] == ["images"]
 
 
 def test_two_processes_do_not_write_one_run(small, tmp_path):
-    """Neither its checkpoints nor its log and pictures."""
-    config = Config(**small, name="pictures")
+    """Neither its checkpoints nor its log and images."""
+    config = Config(**small, name="images")
     images = np.zeros((4, 16, 16, 3), np.uint8)
     with open_record(config, 0, None, images) as record:
         record.log({"step": 1})
         before = sorted(tmp_path.rglob("*"))
         for place in ("checkpoint_dir", "sample_dir"):
             other = replace(config, **{place: str(tmp_path / "cache" / "other")})
-            with pytest.raises(CheckpointError, match="pictures is being written by another"):
+            with pytest.raises(CheckpointError, match="images is being written by another"):
                 train(other)
         assert sorted(path for path in tmp_path.rglob("*") if "cache" not in str(path)) == before
     assert checkpoint.load(train(config))["step"] == 10
 
 
-def test_one_folder_may_take_both_checkpoints_and_pictures(small, tmp_path):
+def test_one_folder_may_take_both_checkpoints_and_images(small, tmp_path):
     last = train(Config(**small | {"sample_dir": small["checkpoint_dir"]}, steps=2))
     assert {"last.pth", "log.jsonl", "real.png"} <= {path.name for path in last.parent.iterdir()}
 
 
 def test_a_grid_that_cannot_be_read_is_left_out_of_the_animation(small, tmp_path, capsys):
     train(Config(**small))
-    samples = tmp_path / "samples" / "pictures"
+    samples = tmp_path / "samples" / "images"
     frames = Image.open(samples / "training.webp").n_frames
     grid = samples / "step_0000005.png"
     grid.write_bytes(grid.read_bytes()[:200])

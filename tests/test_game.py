@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from game import drawn_at, follow, make_players, train_step
+from game import drawn_at, make_players, train_step, update_ema
 from losses import LOSSES
 from train import Config
 
@@ -67,13 +67,13 @@ def test_the_average_follows_the_weights_and_forgets_the_start():
         with torch.no_grad():
             for value in network.parameters():
                 value += 1
-        follow(average, network, step, 0.9)
+        update_ema(average, network, step, 0.9)
         decay = min(0.9, step / (step + 9))
         for name, value in network.named_parameters():
             kept[name] = decay * kept[name] + (1 - decay) * value
     for name, value in average.named_parameters():
         torch.testing.assert_close(value.double(), kept[name], rtol=1e-5, atol=1e-5)
-    follow(average, network, 40, 0.0)
+    update_ema(average, network, 40, 0.0)
     assert all(map(torch.equal, average.parameters(), network.parameters()))
 
 

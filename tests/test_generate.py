@@ -1,4 +1,4 @@
-"""Pictures from a checkpoint: each by its seed alone, as a grid or as files."""
+"""Images from a checkpoint: each by its seed alone, as a grid or as files."""
 
 import subprocess
 import sys
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_generator, write_pictures
+from conftest import write_generator, write_images
 from PIL import Image
 
-from generate import Request, draw_batches, generate, write_files
+from generate import Request, draw_batches, generate_images, write_files
 from models import Generator
 from serialization.checkpoint import CheckpointError
 from train import Config, train
@@ -32,8 +32,8 @@ def draw_all(path, seeds):
     return np.concatenate([images for _, images in batches])
 
 
-def test_a_grid_has_the_pictures_of_its_seeds(saved, tmp_path):
-    output = generate(
+def test_a_grid_has_the_images_of_its_seeds(saved, tmp_path):
+    output = generate_images(
         Request(load_path=saved, num_output=5, output=str(tmp_path / "new" / "a.png"), device="cpu")
     )
     grid = np.asarray(Image.open(output))
@@ -43,10 +43,10 @@ def test_a_grid_has_the_pictures_of_its_seeds(saved, tmp_path):
     assert drawn[4].std() > 10 and not np.array_equal(drawn[3], drawn[4])
 
 
-def test_a_picture_depends_on_its_seed_alone_byte_for_byte(saved, tmp_path):
+def test_a_image_depends_on_its_seed_alone_byte_for_byte(saved, tmp_path):
     def separate(name, **request):
         request |= {"load_path": saved, "separate": True, "output": str(tmp_path / name)}
-        return files(generate(Request(**request)))
+        return files(generate_images(Request(**request)))
 
     many = separate("many", num_output=130)
     assert sorted(many) == [f"seed_{seed:06d}.png" for seed in range(130)]
@@ -57,11 +57,11 @@ def test_a_picture_depends_on_its_seed_alone_byte_for_byte(saved, tmp_path):
     }
 
 
-def test_pictures_of_many_batches_are_all_there_and_right(saved, tmp_path):
+def test_images_of_many_batches_are_all_there_and_right(saved, tmp_path):
     request = Request(
         load_path=saved, num_output=2001, separate=True, output=str(tmp_path / "out"), device="cpu"
     )
-    folder = generate(request)
+    folder = generate_images(request)
     assert len(list(folder.iterdir())) == 2001
     for seed, image in enumerate(draw_all(saved, range(2001))):
         written = np.asarray(Image.open(folder / f"seed_{seed:06d}.png"))
@@ -98,28 +98,28 @@ def test_a_file_that_cannot_be_written_is_one_line_with_status_2(saved, tmp_path
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
-def test_a_full_disk_is_named_by_its_file_and_leaves_no_broken_picture(saved, tmp_path):
+def test_a_full_disk_is_named_by_its_file_and_leaves_no_broken_image(saved, tmp_path):
     broken = tmp_path / "seed_000003.png"
     broken.symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space") as caught:
-        generate(Request(load_path=saved, num_output=5, separate=True, output=str(tmp_path)))
+        generate_images(Request(load_path=saved, num_output=5, separate=True, output=str(tmp_path)))
     assert caught.value.filename == str(broken) and not broken.is_symlink()
 
 
-def test_the_default_is_64_pictures_in_samples(saved, tmp_path, monkeypatch):
+def test_the_default_is_64_images_in_samples(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert generate(Request(load_path=saved)).as_posix() == "samples/generated.png"
+    assert generate_images(Request(load_path=saved)).as_posix() == "samples/generated.png"
     assert Image.open("samples/generated.png").size == (8 * 18 + 2, 8 * 14 + 2)
 
 
-def test_a_folder_takes_more_pictures_but_none_beside_other_files(saved, tmp_path):
+def test_a_folder_takes_more_images_but_none_beside_other_files(saved, tmp_path):
     request = Request(load_path=saved, num_output=2, separate=True, output=str(tmp_path / "out"))
-    first = files(generate(request))
-    assert files(generate(request)) == first
-    assert len(files(generate(replace(request, seed=100)))) == 4
+    first = files(generate_images(request))
+    assert files(generate_images(request)) == first
+    assert len(files(generate_images(replace(request, seed=100)))) == 4
     (tmp_path / "out" / "cat.png").write_bytes(b"")
     with pytest.raises(SettingsError, match=r"cat\.png"):
-        generate(request)
+        generate_images(request)
 
 
 @pytest.mark.parametrize(
@@ -130,23 +130,25 @@ def test_a_folder_takes_more_pictures_but_none_beside_other_files(saved, tmp_pat
 def test_mistakes_are_refused_before_anything_is_written(saved, tmp_path, monkeypatch, wrong):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError):
-        generate(Request(load_path=saved, **wrong))
+        generate_images(Request(load_path=saved, **wrong))
     with pytest.raises(CheckpointError):
-        generate(Request(load_path="missing.pth"))
+        generate_images(Request(load_path="missing.pth"))
     assert not list(tmp_path.iterdir())
 
 
 def test_generate_draws_the_grid_that_training_drew(small, tmp_path):
     last = train(Config(**small))
-    output = generate(Request(load_path=str(last), output=str(tmp_path / "a.png"), device="cpu"))
-    during = Image.open(tmp_path / "samples" / "pictures" / "step_0000010.png")
+    output = generate_images(
+        Request(load_path=str(last), output=str(tmp_path / "a.png"), device="cpu")
+    )
+    during = Image.open(tmp_path / "samples" / "images" / "step_0000010.png")
     assert np.array_equal(np.asarray(Image.open(output)), np.asarray(during))
 
 
-def test_transparent_pictures_keep_their_alpha(small, tmp_path):
-    small["data"] = str(write_pictures(tmp_path / "clear", 8, mode="RGBA"))
+def test_transparent_images_keep_their_alpha(small, tmp_path):
+    small["data"] = str(write_images(tmp_path / "clear", 8, mode="RGBA"))
     last = train(Config(**small, z_dist="uniform", steps=1))
-    folder = generate(
+    folder = generate_images(
         Request(load_path=str(last), separate=True, num_output=1, output=str(tmp_path / "o"))
     )
     assert Image.open(folder / "seed_000000.png").mode == "RGBA"
@@ -155,12 +157,12 @@ def test_transparent_pictures_keep_their_alpha(small, tmp_path):
 def test_a_full_disk_leaves_the_grid_that_was_there(saved):
     resource = pytest.importorskip("resource")
     request = Request(load_path=saved, num_output=4, output="grid.png", device="cpu")
-    before = generate(request).read_bytes()
+    before = generate_images(request).read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), limits[1]))
     try:
         with pytest.raises(OSError, match="File too large") as caught:
-            generate(replace(request, num_output=64))
+            generate_images(replace(request, num_output=64))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.filename == "grid.png"

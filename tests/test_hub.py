@@ -12,7 +12,7 @@ from conftest import write_generator
 from strangers import Example, at_random
 
 import hubconf
-from models import Discriminator, Generator, draw, sample_latents
+from models import Discriminator, Generator, generate, sample_latents
 
 ROOT = Path(__file__).parent.parent
 OURS = sorted(path.stem for path in ROOT.glob("*.py"))
@@ -68,7 +68,7 @@ def test_a_program_with_modules_of_the_same_names_keeps_them(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert np.allclose(np.load(tmp_path / "own.npy"), draw(own, z), atol=1e-5)
+    assert np.allclose(np.load(tmp_path / "own.npy"), generate(own, z), atol=1e-5)
 
 
 def test_the_discriminator_comes_too(tmp_path):

@@ -41,7 +41,7 @@ def test_losses_at_equilibrium():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_each_player_descends_its_loss_towards_winning(name):
-    """D's loss falls as it tells better; G's falls as D takes its pictures for real."""
+    """D's loss falls as it tells better; G's falls as D takes its images for real."""
     loss = LOSSES[name]
     low, high = torch.full((4,), -0.5), torch.full((4,), 0.5)
     assert loss.discriminator(high, low) < loss.discriminator(low, high)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import models
-from models import Discriminator, Generator, draw, draw_latents, sample_latents
+from models import Discriminator, Generator, generate, random_latents, sample_latents
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
@@ -148,35 +148,35 @@ def test_latents_follow_from_their_seed_alone():
 
 def test_latents_have_the_distribution_that_is_named():
     random = np.random.default_rng(0)
-    normal = draw_latents(random, 1000, 100)
+    normal = random_latents(random, 1000, 100)
     assert abs(normal.mean()) < 0.02 and abs(normal.std() - 1) < 0.02 and normal.max() > 3
-    uniform = draw_latents(random, 1000, 100, "uniform")
+    uniform = random_latents(random, 1000, 100, "uniform")
     assert uniform.min() < -0.99 and 0.99 < uniform.max() <= 1
     assert abs(uniform.mean()) < 0.02 and abs(uniform.std() - 3**-0.5) < 0.02
     with pytest.raises(ValueError, match="z_dist"):
-        draw_latents(random, 1, 1, "gaussian")
+        random_latents(random, 1, 1, "gaussian")
 
 
 @pytest.mark.parametrize("size", [28, 32, (48, 64), 64])
 def test_an_image_is_the_same_alone_and_in_any_batch(size):
     torch.manual_seed(0)
     generator = Generator(100, 8, 3, size)
-    z = sample_latents(range(models.DRAW_BATCH + 9), 100)
-    together = draw(generator, z)
-    assert together.shape[0] == models.DRAW_BATCH + 9
-    for i in (0, 5, models.DRAW_BATCH, models.DRAW_BATCH + 8):
-        assert torch.equal(draw(generator, z[i : i + 1])[0], together[i])
+    z = sample_latents(range(models.GENERATE_BATCH + 9), 100)
+    together = generate(generator, z)
+    assert together.shape[0] == models.GENERATE_BATCH + 9
+    for i in (0, 5, models.GENERATE_BATCH, models.GENERATE_BATCH + 8):
+        assert torch.equal(generate(generator, z[i : i + 1])[0], together[i])
     order = torch.randperm(len(z))
-    assert torch.equal(draw(generator, z[order]), together[order])
+    assert torch.equal(generate(generator, z[order]), together[order])
 
 
 def test_drawing_leaves_the_generator_as_it_was():
     generator = Generator(8, 4, 1, 16)
     generator(torch.randn(16, 8))  # running statistics of some training
     before = {name: value.clone() for name, value in generator.state_dict().items()}
-    first = draw(generator, sample_latents(range(3), 8))
+    first = generate(generator, sample_latents(range(3), 8))
     assert generator.training and not first.requires_grad
     assert all(torch.equal(before[name], value) for name, value in generator.state_dict().items())
     generator.eval()
-    assert torch.equal(draw(generator, sample_latents(range(3), 8)), first)
+    assert torch.equal(generate(generator, sample_latents(range(3), 8)), first)
     assert not generator.training

@@ -1,4 +1,4 @@
-"""The probe: features, classes that stay with their pictures, draws of labels, the command."""
+"""The probe: features, classes that stay with their images, draws of labels, the command."""
 
 import json
 import runpy
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_mnist, write_pictures
+from conftest import write_images, write_mnist
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
@@ -23,7 +23,7 @@ from probe import Request, describe, draw_labels, probe, recalibrate, standardis
 from serialization import checkpoint
 
 SCRIPT = Path(__file__).parent.parent / "probe.py"
-COLOURS = ("blue", "green", "red")  # the classes of the tests' pictures
+COLOURS = ("blue", "green", "red")  # the classes of the tests' images
 
 
 def make_network(size=16, features=4, channels=3):
@@ -43,9 +43,9 @@ def saved(tmp_path_factory):
 
 
 def write_classes(folder, count, broken=()):
-    """Write a folder of `count` pictures for each of COLOURS, each of a shade of its own within it.
+    """Write a folder of `count` images for each of COLOURS, each of a shade of its own within it.
 
-    Files with a number in `broken` are no pictures.
+    Files with a number in `broken` are no images.
     """
     for name, colour in zip(COLOURS, ((0, 0, 150), (0, 150, 0), (150, 0, 0)), strict=True):
         (folder / name).mkdir(parents=True)
@@ -53,12 +53,12 @@ def write_classes(folder, count, broken=()):
             path = folder / name / f"{i:03d}.png"
             Image.new("RGB", (16, 16), tuple(level + i for level in colour)).save(path)
             if i in broken:
-                path.write_bytes(b"no picture")
+                path.write_bytes(b"no image")
     return folder
 
 
 def true_labels(data):
-    """Return the classes of all pictures as their pixels tell them."""
+    """Return the classes of all images as their pixels tell them."""
     return 2 - data.images[:, 0, 0].argmax(1)
 
 
@@ -86,7 +86,7 @@ def test_features_have_the_papers_dimensions(size, layers, dimensions):
 
 
 @pytest.mark.parametrize("statistics", ["running", "recalibrated"])
-def test_a_pictures_features_do_not_depend_on_its_batch(statistics):
+def test_a_images_features_do_not_depend_on_its_batch(statistics):
     network, x = make_network(), torch.rand(20, 3, 16, 16) * 2 - 1
     if statistics == "recalibrated":
         recalibrate(network, x.split(10))
@@ -136,7 +136,7 @@ def test_standardised_features_have_mean_0_and_deviation_1():
 def test_a_folder_of_classes_is_divided_by_the_seed(tmp_path, capsys):
     folder = write_classes(tmp_path / "colours", 25, broken=(0, 7, 24))
     data = open_small(folder)
-    assert "9 of 75 pictures can't be read" in capsys.readouterr().err
+    assert "9 of 75 images can't be read" in capsys.readouterr().err
     assert data.classes == list(COLOURS) and len(data.images) == 66
     assert np.array_equal(data.labels, true_labels(data))
     rows = np.concatenate([data.learning, data.validation, data.test])
@@ -161,7 +161,7 @@ def test_the_folders_train_and_test_are_kept_to(tmp_path, capsys, archive):
             for path in sorted((tmp_path / "set").rglob("*.png"), reverse=True):
                 opened.write(path, path.relative_to(tmp_path))
     data = open_small(data)
-    assert "6 pictures lie neither in train nor in test" in capsys.readouterr().err
+    assert "6 images lie neither in train nor in test" in capsys.readouterr().err
     assert (len(data.learning) + len(data.validation), len(data.test)) == (27, 9)
     rows = np.concatenate([data.learning, data.validation, data.test])
     assert np.array_equal(data.labels[rows], true_labels(data)[rows])
@@ -211,19 +211,19 @@ def test_coloured_sets_have_their_labels(name, monkeypatch):
         open_labelled(name, (32, 32), 3, seed=0, download_dir="empty")
 
 
-def test_what_has_no_classes_is_refused(tmp_path, pictures):
+def test_what_has_no_classes_is_refused(tmp_path, images):
     with pytest.raises(DataError, match=r"0000\.png lies in no folder"):
-        open_small(pictures)
-    with pytest.raises(DataError, match="all pictures are in pictures; two classes"):
-        open_small(pictures.parent)
+        open_small(images)
+    with pytest.raises(DataError, match="all images are in images; two classes"):
+        open_small(images.parent)
     with pytest.raises(DataError, match="no classes"):
         open_small("celeba")
     write_classes(tmp_path / "set" / "train", 5)
-    write_pictures(tmp_path / "set" / "test" / "new", 2)
-    with pytest.raises(DataError, match="no picture of new to learn from"):
+    write_images(tmp_path / "set" / "test" / "new", 2)
+    with pytest.raises(DataError, match="no image of new to learn from"):
         open_small(tmp_path / "set")
     broken = write_classes(tmp_path / "broken", 5, broken=(0, 1, 2))
-    with pytest.raises(DataError, match="9 of 15 pictures can't be read"):
+    with pytest.raises(DataError, match="9 of 15 images can't be read"):
         open_small(broken)
 
 
@@ -270,9 +270,7 @@ def test_the_command_compares_with_pixels_and_the_untrained_network(saved, tmp_p
         [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
-    assert (
-        "72 labels; 15 choose C\ntesting on 18 pictures of 3 classes; chance 33.3%" in done.stdout
-    )
+    assert "72 labels; 15 choose C\ntesting on 18 images of 3 classes; chance 33.3%" in done.stdout
     assert "82.8%" in done.stdout and "discriminator" in done.stdout
     lines = json.loads(Path(saved).with_suffix(".probe.json").read_text())
     assert [line["features"] for line in lines] == ["discriminator", "untrained", "raw pixels"]

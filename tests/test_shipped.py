@@ -1,4 +1,4 @@
-"""The networks and pictures that come with the repository, and what their card says of them."""
+"""The networks and images that come with the repository, and what their card says of them."""
 
 import subprocess
 import time
@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from generate import Request, generate
-from models import Discriminator, Generator, draw, sample_latents
+from generate import Request, generate_images
+from models import Discriminator, Generator, generate, sample_latents
 from serialization import checkpoint
 from serialization.checkpoint import SHIPPED
 
@@ -30,17 +30,17 @@ def test_networks_are_small_hold_no_optimizer_and_name_no_machine(name):
 
 
 @pytest.mark.parametrize("name", MEGABYTES)
-def test_the_discriminator_takes_most_of_the_generators_pictures_for_what_they_are(name):
+def test_the_discriminator_takes_most_of_the_generators_images_for_what_they_are(name):
     path = SHIPPED.with_name(f"{name}.pth")
     generator, discriminator = (n.from_checkpoint(path) for n in (Generator, Discriminator))
-    images = draw(generator, sample_latents(range(64), generator.z_dim))
+    images = generate(generator, sample_latents(range(64), generator.z_dim))
     with torch.no_grad():
         assert images.std() > 0.3 and discriminator(images).median() < -0.5
 
 
-def test_without_arguments_the_picture_of_the_readme_is_drawn_within_ten_seconds(capsys):
+def test_without_arguments_the_image_of_the_readme_is_drawn_within_ten_seconds(capsys):
     began = time.perf_counter()
-    drawn = np.asarray(Image.open(generate(Request(device="cpu"))), int)
+    drawn = np.asarray(Image.open(generate_images(Request(device="cpu"))), int)
     assert time.perf_counter() - began < 10
     shown = np.asarray(Image.open(ROOT / "samples" / "cats64.png"), int)
     assert abs(drawn - shown).max() <= 2  # as processors round differently

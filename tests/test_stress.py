@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="they kill, mount and
         "full_disk --sizes 1.4",
         "not_finite --points 1",
         "cache_kill --kills 2",
-        "odd_pictures",
+        "odd_images",
         "archives --entries 300",
         "fuzz --cases 300",
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_pictures
+from conftest import write_images
 from PIL import Image
 
 from dataset import DataError
@@ -33,16 +33,16 @@ def same(a, b):
 
 def test_a_run_leaves_what_the_readme_says(small, tmp_path):
     last = train(Config(**small, save_every=1, keep=1, sample_every=2, learning_rate_g=0.05))
-    assert last == tmp_path / "checkpoints" / "pictures" / "last.pth"
+    assert last == tmp_path / "checkpoints" / "images" / "last.pth"
     names = {path.name for path in last.parent.iterdir()}
     assert names == {"last.pth", "epoch_0002.pth", "settings.txt"}
 
     contents = torch.load(last, weights_only=True)
-    assert contents.keys() == {"format", "config", "epoch", "step", "pictures", *STATES}
+    assert contents.keys() == {"format", "config", "epoch", "step", "images", *STATES}
     assert (contents["epoch"], contents["step"]) == (2, 10)
     assert contents["config"]["image_size"] == "16" and contents["config"]["channels"] == 3
 
-    samples = tmp_path / "samples" / "pictures"
+    samples = tmp_path / "samples" / "images"
     grids = [f"step_{step:07d}.png" for step in (2, 4, 5, 6, 8, 10)]
     others = ["real.png", "losses.png", "training.webp", "log.jsonl"]
     assert {path.name for path in samples.iterdir()} == {*grids, *others}
@@ -60,7 +60,7 @@ def test_a_run_leaves_what_the_readme_says(small, tmp_path):
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 def test_tensorboard_gets_what_the_log_has(small, tmp_path, mode):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    small["data"] = str(write_pictures(tmp_path / mode, 8, mode=mode))
+    small["data"] = str(write_images(tmp_path / mode, 8, mode=mode))
     train(Config(**small, tensorboard=True, name="logged"))
     events = accumulator.EventAccumulator(str(Path(small["sample_dir"], "logged")))
     events.Reload()
@@ -110,7 +110,7 @@ def test_drawing_a_grid_in_between_changes_nothing(small):
     assert all(same(often[state], never[state]) for state in STATES)
 
 
-def test_the_average_draws_with_the_statistics_of_its_own_pictures(small):
+def test_the_average_draws_with_the_statistics_of_its_own_images(small):
     last = train(Config(**small, ema=0.9, learning_rate=0.01))
     generator = Generator.from_checkpoint(last)
     maps = generator.main[:4](sample_latents(range(2000), 8).view(-1, 8, 1, 1))  # up to a norm
@@ -132,14 +132,14 @@ def test_a_run_is_never_overwritten(small):
 
 def test_what_an_earlier_run_left_is_set_aside_and_not_lost(small, tmp_path, capsys):
     last = train(Config(**small, save_every=1))
-    samples = tmp_path / "samples" / "pictures"
+    samples = tmp_path / "samples" / "images"
     kept = {path.name: path.read_bytes() for path in samples.iterdir()}
     train(Config(**{**small, "checkpoint_dir": str(tmp_path / "other")}, steps=1))
-    aside = {path.name: path.read_bytes() for path in (tmp_path / "samples/pictures.1").iterdir()}
-    assert aside == kept and "pictures.1" in capsys.readouterr().out
+    aside = {path.name: path.read_bytes() for path in (tmp_path / "samples/images.1").iterdir()}
+    assert aside == kept and "images.1" in capsys.readouterr().out
     last.unlink()
     train(Config(**small, steps=1))
-    names = {path.name for path in (tmp_path / "checkpoints" / "pictures.1").iterdir()}
+    names = {path.name for path in (tmp_path / "checkpoints" / "images.1").iterdir()}
     assert {"epoch_0001.pth", "epoch_0002.pth"} <= names
 
 
@@ -160,7 +160,7 @@ def test_few_steps_are_warned_of(small, capsys):
 
 def test_small_sets_are_advised_on(small, capsys):
     train(Config(**small, steps=1, name="plain"))
-    assert "20 pictures are a small set: --augment may" in capsys.readouterr().out
+    assert "20 images are a small set: --augment may" in capsys.readouterr().out
     train(Config(**small | {"data": "digits"}, steps=1, name="digits"))
     train(Config(**small, steps=1, name="augmented", augment=True))
     assert "small set" not in capsys.readouterr().out
@@ -174,7 +174,7 @@ def test_resume_with_nothing_saved_starts_anew_and_says_so(small, capsys):
 def test_resume_takes_what_is_not_given_from_the_checkpoint(small):
     first = train(Config(**small, steps=3, loss="lsgan"))
     settings = {key: small[key] for key in ("checkpoint_dir", "sample_dir")}
-    again = checkpoint.load(train(Config(**settings, name="pictures", resume="last", epochs=1)))
+    again = checkpoint.load(train(Config(**settings, name="images", resume="last", epochs=1)))
     assert again["step"] == 5 and again["config"]["loss"] == "lsgan"
     assert again["config"]["features"] == 4
     branch = train(Config(name="branch", resume=str(first), steps=6))
@@ -205,12 +205,12 @@ def test_resume_refuses_another_setting_naming_both_values(small):
 def test_resume_finds_data_that_has_moved_and_notices_that_it_changed(small, capsys):
     train(Config(**small, steps=1))
     moved = Path(small["data"]).rename(Path(small["data"]).with_name("moved"))
-    settings = {**small, "data": str(moved), "name": "pictures", "resume": "last"}
+    settings = {**small, "data": str(moved), "name": "images", "resume": "last"}
     assert checkpoint.load(train(Config(**settings, steps=2)))["config"]["data"] == str(moved)
-    write_pictures(moved, 1, first=50)
+    write_images(moved, 1, first=50)
     train(Config(**settings, steps=3))
-    assert "21 pictures; it had 20" in capsys.readouterr().err
-    other = write_pictures(moved.with_name("other"), 20)
+    assert "21 images; it had 20" in capsys.readouterr().err
+    other = write_images(moved.with_name("other"), 20)
     with pytest.raises(CheckpointError, match="--data"):
         train(Config(**{**settings, "data": str(other)}, steps=4))
 
@@ -218,7 +218,7 @@ def test_resume_finds_data_that_has_moved_and_notices_that_it_changed(small, cap
 def test_the_newest_numbered_checkpoints_are_kept_when_the_set_has_grown(small):
     settings = small | {"save_every": 1, "keep": 2}
     last = train(Config(**settings | {"epochs": 4}))
-    write_pictures(Path(small["data"]), 80, first=20)
+    write_images(Path(small["data"]), 80, first=20)
     train(Config(**settings | {"epochs": 3}, resume="last"))
     kept = {path.name: checkpoint.load(path)["step"] for path in last.parent.glob("epoch_*.pth")}
     assert kept == {"epoch_0002.pth": 50, "epoch_0003.pth": 75}
@@ -226,7 +226,7 @@ def test_the_newest_numbered_checkpoints_are_kept_when_the_set_has_grown(small):
 
 def test_what_a_crash_left_is_mended_by_resuming(small):
     last = train(Config(**small, steps=4, sample_every=2, save_every=1))
-    samples = Path(small["sample_dir"], "pictures")
+    samples = Path(small["sample_dir"], "images")
     log = samples / "log.jsonl"
     kept = log.read_text()
     log.write_text(
@@ -260,27 +260,27 @@ def test_a_finished_run_says_so(small, capsys):
     assert train(Config(**small, steps=2, resume=str(last), name="branch")) == last
 
 
-def test_fewer_pictures_than_a_batch_train_with_a_warning(small, capsys):
+def test_fewer_images_than_a_batch_train_with_a_warning(small, capsys):
     contents = checkpoint.load(train(Config(**{**small, "batch_size": 128})))
     assert contents["step"] == 2 and contents["epoch"] == 2
     assert "the batch is 20" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA"])
-def test_grey_and_transparent_pictures_train(small, tmp_path, mode):
-    small["data"] = str(write_pictures(tmp_path / mode, 8, mode=mode))
+def test_grey_and_transparent_images_train(small, tmp_path, mode):
+    small["data"] = str(write_images(tmp_path / mode, 8, mode=mode))
     last = train(Config(**small))
     assert checkpoint.load(last)["config"]["channels"] == len(mode)
     assert Image.open(Path(small["sample_dir"], mode, "step_0000004.png")).mode == mode
 
 
-def test_mistakes_are_refused_before_anything_is_written(small, tmp_path, pictures):
+def test_mistakes_are_refused_before_anything_is_written(small, tmp_path, images):
     before = sorted(tmp_path.rglob("*"))
     for error, wrong in (
         (DataError, {"data": str(tmp_path / "missing")}),
         (SettingsError, {"device": "toaster"}),
         (CheckpointError, {"resume": str(tmp_path / "missing.pth")}),
-        (CheckpointError, {"resume": str(pictures)}),
+        (CheckpointError, {"resume": str(images)}),
     ):
         with pytest.raises(error):
             train(Config(**{**small, **wrong}))
@@ -302,7 +302,7 @@ def test_config_survives_replace():
 
 
 def test_a_collapsed_run_says_so_and_ends_if_it_is_told_to(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(monitor, "BEGUN", 2)  # its pictures are all grey at first
+    monkeypatch.setattr(monitor, "BEGUN", 2)  # its images are all grey at first
     settings = {**small, "sample_every": 3}
     train(Config(**settings, name="goes-on"))
     said = capsys.readouterr().err

@@ -135,10 +135,10 @@ def test_help_shows_groups_and_every_default(capsys):
 def test_a_settings_file_is_read_with_comments_quotes_and_spaces(tmp_path):
     path = tmp_path / "settings.txt"
     path.write_text(
-        "# a comment\n\n--path /pictures/my cats   # where\n--count=7\n   --kind b\n--loud\n"
+        "# a comment\n\n--path /images/my cats   # where\n--count=7\n   --kind b\n--loud\n"
         '--again "one #2"\n'
     )
-    expected = Example(path="/pictures/my cats", count=7, kind="b", loud=True, again="one #2")
+    expected = Example(path="/images/my cats", count=7, kind="b", loud=True, again="one #2")
     assert parse(f"@{path}") == expected
     assert parse(f"@{path}", "--count", "8").count == 8
 

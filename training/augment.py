@@ -1,7 +1,7 @@
-"""Differentiable augmentation: the discriminator sees every picture, real or drawn, changed.
+"""Differentiable augmentation: the discriminator sees every image, real or drawn, changed.
 
 So it can't learn a small set by heart (Zhao et al. 2020, arXiv 2006.10738). As gradients pass
-through the changes, the generator learns to draw pictures without them.
+through the changes, the generator learns to draw images without them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHANCES = 7  # random numbers that a picture takes
-FARTHEST = 1 / 8  # of a side that a picture is moved
+CHANCES = 7  # random numbers that an image takes
+FARTHEST = 1 / 8  # of a side that an image is moved
 HOLE = 1 / 2  # of a side that is cut out
 
 

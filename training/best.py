@@ -1,4 +1,4 @@
-"""The best checkpoint of a run, by the distance of its pictures from real ones."""
+"""The best checkpoint of a run, by the distance of its images from real ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serialization import checkpoint
 from serialization.checkpoint import CheckpointError
 from utils import random_at, warn
 
-COUNT = 2_000  # pictures drawn, and as many real ones: a minute on two cores
+COUNT = 2_000  # images drawn, and as many real ones: a minute on two cores
 
 
 class Interrupted(Exception):
@@ -33,13 +33,13 @@ class Best:
     so is the distance.
 
     Raises:
-        DataError, SettingsError: too few pictures, or the feature network can't be had.
+        DataError, SettingsError: too few images, or the feature network can't be had.
     """
 
     def __init__(self, config: Config, images: np.ndarray, device: torch.device) -> None:
         half = min(COUNT, len(images) // 2)
         if half < FEWEST:
-            raise DataError(f"--evaluate_every: {len(images)} pictures are too few to compare")
+            raise DataError(f"--evaluate_every: {len(images)} images are too few to compare")
         self.path = Path(config.checkpoint_dir, config.name, "best.pth")
         self.network = load_network(config.feature_network).to(device)
         self.count = min(COUNT, len(images))
@@ -57,7 +57,7 @@ class Best:
     def recall(self) -> None:
         """Take the best measure of the run so far from its best.pth, if there is one.
 
-        One that was measured otherwise, by another network or from fewer pictures, is set aside.
+        One that was measured otherwise, by another network or from fewer images, is set aside.
         """
         if not self.path.exists():
             return
@@ -97,7 +97,7 @@ class Best:
 
         try:
             drawn = Watched(generator)
-            fake = extract(self.network, drawn, np.arange(self.count), "generated pictures")
+            fake = extract(self.network, drawn, np.arange(self.count), "generated images")
         except Interrupted:
             return None
         return frechet_distance(self.real, fake)

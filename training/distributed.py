@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-PATIENCE = timedelta(hours=3)  # how long ranks wait while one of them reads pictures
+PATIENCE = timedelta(hours=3)  # how long ranks wait while one of them reads images
 
 
 def joined_others() -> bool:
@@ -109,7 +109,7 @@ def share(network: nn.Module, device: torch.device) -> nn.Module:
     """Make `network` average its gradients over all ranks in every backward pass.
 
     Each rank keeps the running statistics of its own batches: to broadcast them would change
-    what the discriminator's pass over real pictures saved for its gradients.
+    what the discriminator's pass over real images saved for its gradients.
     """
     if not joined_others():
         return network

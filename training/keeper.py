@@ -18,7 +18,7 @@ from dataset import to_device, to_image
 from game import METRICS, Players, tensors_in
 from losses import LOSSES
 from metrics.features import recalibrate
-from models import DRAW_BATCH, draw, draw_latents, sample_latents
+from models import GENERATE_BATCH, generate, random_latents, sample_latents
 from serialization import checkpoint
 from training.best import Best
 from training.logger import Record, prune, real_grid
@@ -26,7 +26,7 @@ from training.monitor import COLLAPSED, Referee, variety
 from utils import UserError, random_at, warn
 
 PATIENCE = 500  # steps that the game goes badly before that is worth a warning
-SETTLING = 128  # pictures that batch norm takes its statistics from
+SETTLING = 128  # images that batch norm takes its statistics from
 GRID_SEEDS = range(64)  # the latents of every sample grid, those that generate.py draws by default
 
 
@@ -87,10 +87,10 @@ class Keeper:
     ) -> None:  # fmt: skip
         self.config, self.plan, self.players = config, plan, players
         self.record, self.best, self.interrupted = record, best, interrupted
-        self.pictures = len(images)
+        self.images = len(images)
         self.real_variety = variety(real_grid(images))
         random = random_at(config.seed, "statistics", 0)
-        z = draw_latents(random, SETTLING, config.z_dim, config.z_dist)
+        z = random_latents(random, SETTLING, config.z_dim, config.z_dist)
         self.latents = to_device(z, next(players.generator.parameters()).device)
         self.referee = Referee(LOSSES[config.loss], record.entries())
         self.advised = -1  # the beginning of the last stretch that was advised on
@@ -168,16 +168,16 @@ class Keeper:
             )
 
     def settle(self) -> None:
-        """Return the average's batch norm the statistics of the pictures that it draws itself.
+        """Return the average's batch norm the statistics of the images that it draws itself.
 
         They follow from its weights alone, whenever they are taken.
         """
-        recalibrate(self.players.generator_ema, self.latents.split(DRAW_BATCH))
+        recalibrate(self.players.generator_ema, self.latents.split(GENERATE_BATCH))
 
     def draw_grid(self, step: int) -> np.ndarray:
-        """Draw the pictures (64, H, W, C) uint8 of the sample grid."""
+        """Draw the images (64, H, W, C) uint8 of the sample grid."""
         z = sample_latents(GRID_SEEDS, self.config.z_dim, self.config.z_dist)
-        grid = draw(self.players.generator_ema, z)
+        grid = generate(self.players.generator_ema, z)
         if not grid.isfinite().all():
             raise Diverged(step)
         return to_image(grid)
@@ -201,7 +201,7 @@ class Keeper:
     def described(self, step: int, contents: Mapping[str, Any]) -> dict[str, Any]:
         """Return the `contents` of a checkpoint with what stands beside states."""
         about = {"config": asdict(self.config), "epoch": step // self.plan.steps_per_epoch}
-        return {**about, "step": step, "pictures": self.pictures, **contents}
+        return {**about, "step": step, "pictures": self.images, **contents}
 
     def save(self, step: int, contents: Mapping[str, Any]) -> None:
         """Put off to write what is kept of a run at an epoch's end, or at its own.

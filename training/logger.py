@@ -1,4 +1,4 @@
-"""What a run keeps on disk: its checkpoints, its log and its pictures."""
+"""What a run keeps on disk: its checkpoints, its log and its images."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from training import distributed
 from utils import append_line, atomic_write, make_grid, remove_temporaries, warn, write_settings
 from visualization.animation import write_animation
 
-REAL = 64  # pictures of the grid of real ones
+REAL = 64  # images of the grid of real ones
 AHEAD = 8  # pieces of work that may wait to be done
 
 
 def prune(folder: Path, keep: int, epoch: int) -> None:
     """Delete all but `keep` numbered checkpoints, after that of `epoch` was written.
 
-    Those of higher epochs go first: pictures have come to the set since, and epochs got longer.
+    Those of higher epochs go first: images have come to the set since, and epochs got longer.
     """
     paths = checkpoint.numbered(folder)
     paths.sort(key=lambda path: checkpoint.epoch_of(path) <= epoch)
@@ -102,7 +102,7 @@ def _alone(*folders: Path) -> Iterator[None]:
 
 
 class Record:
-    """The log and the pictures of a run, in a folder of their own.
+    """The log and the images of a run, in a folder of their own.
 
     Args:
         folder: where to; made if it is not there.
@@ -217,34 +217,34 @@ def _json_line(entry: Mapping[str, Any]) -> bytes:
 
 
 def animate_files(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> None:
-    """Write picture files as one that loops in `seconds`, evenly thinned to 100 frames at most.
+    """Write image files as one that loops in `seconds`, evenly thinned to 100 frames at most.
 
     Writes nothing where there are none that can be read.
     """
     taken = np.linspace(0, len(frames) - 1, min(len(frames), 100)).round().astype(int)
-    pictures = []
+    images = []
     for i in taken:
         try:
-            pictures.append(to_channels(Image.open(frames[i]), 3).copy())
+            images.append(to_channels(Image.open(frames[i]), 3).copy())
         except OSError:
             warn(f"{frames[i]} can't be read, and is left out of {path.name}")
-    if not pictures:
+    if not images:
         return
-    durations = [round(seconds * 1000 / len(pictures))] * (len(pictures) - 1) + [2000]
-    write_animation(path, pictures, durations)
+    durations = [round(seconds * 1000 / len(images))] * (len(images) - 1) + [2000]
+    write_animation(path, images, durations)
 
 
 def plot_log(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Plot the losses, D(x) and D(G(z)), variety, and the distance from real pictures if known.
+    """Plot the losses, D(x) and D(G(z)), variety, and the distance from real images if known.
 
     Writes nothing where none of them is.
     """
     panels = {
         "loss": {"loss_d": "discriminator", "loss_g": "generator"},
         "D's output": {"d_real": "D(x)", "d_fake": "D(G(z))"},
-        "variety": {"variety": "of the sample grid, real pictures' = 1"},
-        "frechet": {"frechet": "distance from real pictures"},
-        "FID": {"fid": "distance from real pictures"},
+        "variety": {"variety": "of the sample grid, real images' = 1"},
+        "frechet": {"frechet": "distance from real images"},
+        "FID": {"fid": "distance from real images"},
     }
     logged = {name for entry in entries for name in entry}
     panels = {label: lines for label, lines in panels.items() if logged & lines.keys()}

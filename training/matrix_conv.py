@@ -4,7 +4,7 @@ There oneDNN's backward pass of a wide convolution on a small map takes longer t
 sums as a bf16 matrix product. So the windows that the kernel sees are copied into the rows of a
 matrix. On a large map that copy costs more than the product gains.
 
-In eval mode the layers are plain ones, so that a picture drawn during training equals, to the bit,
+In eval mode the layers are plain ones, so that an image drawn during training equals, to the bit,
 the one that generate.py draws from the checkpoint.
 
 The geometry is that of `models.py`: kernel 4, stride 2, padding 1, between a map of H x W pixels
@@ -56,7 +56,7 @@ def use_matrix_products(network: nn.Module, largest_map: int) -> None:
     """
     layers = [layer for layer in network.main if getattr(layer, "stride", None) == (2, 2)]
     if isinstance(layers[0], nn.ConvTranspose2d):
-        layers.reverse()  # from the picture down, as in the discriminator
+        layers.reverse()  # from the image down, as in the discriminator
     height, width = network.image_size
     for halvings, layer in enumerate(layers, 1):
         if (height >> halvings) * (width >> halvings) <= largest_map**2:

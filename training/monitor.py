@@ -31,9 +31,9 @@ ADVICE = {
 WINDOW = 10  # log lines whose mean is judged, as single steps swing
 GAP = 0.9  # D(x) - D(G(z)) beyond which the discriminator wins
 FOOLED = 0.6  # D(G(z)) beyond which the generator does
-FALL = 0.6  # of the highest variety so far, of which what is beyond real pictures' is noise
-NONE_LEFT = 0.3  # of the real pictures' variety
-BEGUN = 500  # steps; before them pictures are grey: a winner can be told, but no balance or variety
+FALL = 0.6  # of the highest variety so far, of which what is beyond real images' is noise
+NONE_LEFT = 0.3  # of the real images' variety
+BEGUN = 500  # steps; before them images are grey: a winner can be told, but no balance or variety
 
 
 class Referee:
@@ -92,7 +92,7 @@ class Referee:
     def advice(self) -> str:
         """Return a sentence that names a flag, or nothing while all is well.
 
-        Where one player wins that is to be mended first, whatever the pictures look like.
+        Where one player wins that is to be mended first, whatever the images look like.
         """
         return ADVICE.get(self._winner()) or ADVICE.get(self.state, "")
 

@@ -1,4 +1,4 @@
-"""Pictures become an animation: WebP, GIF or MP4, by the file's suffix."""
+"""Images become an animation: WebP, GIF or MP4, by the file's suffix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGE_DESCRIPTION = 270  # in EXIF
 def write_animation(
     path: Path, frames: Sequence[Image.Image], durations: Sequence[int], about: str = ""
 ) -> None:
-    """Write RGB pictures of one size, each shown for its milliseconds; WebP and GIF start again.
+    """Write RGB images of one size, each shown for its milliseconds; WebP and GIF start again.
 
     `about` goes into a WebP's EXIF as its description, and is a GIF's comment. An MP4 has none. A
     GIF has 256 colours, and takes three times a WebP's space; an MP4 can be cut and uploaded.

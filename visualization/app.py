@@ -23,9 +23,9 @@ from utils import SettingsError
 
 PORTS = range(7860, 7960)  # Gradio's
 SLIDERS = 6
-FARTHEST = 6  # that one moves; beyond, pictures hardly change any more
-SHOWN = 192  # pixels, to which smaller pictures are enlarged
-OLD = 3600  # seconds, after which a picture is deleted
+FARTHEST = 6  # that one moves; beyond, images hardly change any more
+SHOWN = 192  # pixels, to which smaller images are enlarged
+OLD = 3600  # seconds, after which an image is deleted
 STYLE = "img { image-rendering: pixelated }"
 
 Draw = Callable[..., str]  # see `build`
@@ -89,7 +89,7 @@ def build(draw: Draw, generator: nn.Module, folder: Path) -> gr.Blocks:
         draw: takes a command's name, a file to draw into and the command's settings, and gives the
             line that draws the same. Its SettingsErrors are shown on the page.
         generator: that draws.
-        folder: takes the newest picture of each tab.
+        folder: takes the newest image of each tab.
     """
     scale = max(1, SHOWN // max(generator.image_size))
 
@@ -111,7 +111,7 @@ def build(draw: Draw, generator: nn.Module, folder: Path) -> gr.Blocks:
         form: Callable[[], Sequence[gr.components.Component]],
         ask: Callable[..., dict[str, Any]],
     ) -> None:
-        """Add a tab with a command's form on the left, and its picture and line on the right."""
+        """Add a tab with a command's form on the left, and its image and line on the right."""
         with gr.Tab(title), gr.Row():
             with gr.Column(min_width=240):
                 inputs = form()
@@ -121,14 +121,14 @@ def build(draw: Draw, generator: nn.Module, folder: Path) -> gr.Blocks:
                     language="shell", label="draws the same", lines=1, interactive=False,
                     show_line_numbers=False,
                 )  # fmt: skip
-                # Without the button that uploads a picture to share it.
-                picture = gr.Image(
+                # Without the button that uploads an image to share it.
+                image = gr.Image(
                     type="filepath", show_label=False, interactive=False,
                     buttons=["download", "fullscreen"],
                 )  # fmt: skip
         changes = [one.submit if isinstance(one, gr.Textbox) else one.change for one in inputs]
         gr.on(
-            [page.load, button.click, *changes], answer(path, ask), inputs, [picture, line],
+            [page.load, button.click, *changes], answer(path, ask), inputs, [image, line],
             trigger_mode="always_last", show_progress="minimal", api_name=Path(path).stem,
         )  # fmt: skip
 

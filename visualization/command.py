@@ -1,4 +1,4 @@
-"""What explore.py's commands share: a checkpoint, its pictures, a file that can be made again."""
+"""What explore.py's commands share: a checkpoint, its images, a file that can be made again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import to_image
-from models import DRAW_BATCH, Generator, draw
+from models import GENERATE_BATCH, Generator, generate
 from serialization.checkpoint import SHIPPED
 from serialization.opening import Opening
 from utils import SettingsError, check_writable, flag, setting
@@ -33,7 +33,7 @@ class Command(Opening):
 
     suffixes: ClassVar[tuple[str, ...]] = (".png",)  # that its output may have
 
-    scale: int = setting("files", 1, "times to enlarge each picture, pixel for pixel", minimum=1)
+    scale: int = setting("files", 1, "times to enlarge each image, pixel for pixel", minimum=1)
 
     def run(self) -> Path:
         """Draw what the command is for, and give the path of the file.
@@ -65,7 +65,7 @@ class Command(Opening):
         return read_latents(text, generator.z_dim, generator.z_dist, flag)
 
     def check_count(self, generator: Generator, count: int) -> None:
-        """Refuse so many pictures that no viewer would open a sheet of them.
+        """Refuse so many images that no viewer would open a sheet of them.
 
         Raises:
             SettingsError: saying what to do.
@@ -73,21 +73,21 @@ class Command(Opening):
         height, width = generator.image_size
         if count * height * width * self.scale**2 > Image.MAX_IMAGE_PIXELS:
             raise SettingsError(
-                f"{count:,} pictures of {height * self.scale}x{width * self.scale} pixels are too "
+                f"{count:,} images of {height * self.scale}x{width * self.scale} pixels are too "
                 "many for one file: ask for fewer or smaller ones"
             )
 
     def draw(self, generator: Generator, z: Tensor) -> np.ndarray:
-        """Draw the pictures (N, H, W, C) uint8 of latents z (N, Z), `scale` times their size.
+        """Draw the images (N, H, W, C) uint8 of latents z (N, Z), `scale` times their size.
 
         Raises:
             SettingsError: they are too many, see `check_count`.
         """
         self.check_count(generator, len(z))
         batches = []
-        with tqdm(total=len(z), unit="picture", disable=None, leave=False) as bar:
-            for rows in z.split(DRAW_BATCH):
-                batches.append(to_image(draw(generator, rows)))
+        with tqdm(total=len(z), unit="image", disable=None, leave=False) as bar:
+            for rows in z.split(GENERATE_BATCH):
+                batches.append(to_image(generate(generator, rows)))
                 bar.update(len(rows))
         return self.enlarge(np.concatenate(batches))
 

@@ -1,4 +1,4 @@
-"""Directions of z along which pictures change most, told by the generator's first layer alone.
+"""Directions of z along which images change most, told by the generator's first layer alone.
 
 Shen and Zhou, "Closed-Form Factorization of Latent Semantics in GANs", 2021 (SeFa).
 """
@@ -10,7 +10,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from models import draw
+from models import generate
 from serialization.construct import ACTIVATION_LAYERS
 from utils import SettingsError
 
@@ -29,7 +29,7 @@ def leading_directions(generator: nn.Module, count: int) -> Tensor:
         lambda _, inputs: maps.append(inputs[0].flatten(1).to("cpu", torch.float64, copy=True))
     )
     try:
-        draw(generator, latents)
+        generate(generator, latents)
     finally:
         hook.remove()
     origin, *changed = torch.cat(maps)[: len(latents)]

@@ -1,4 +1,4 @@
-"""Pictures in rows and columns on one white sheet, with words beneath or beside them."""
+"""Images in rows and columns on one white sheet, with words beneath or beside them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GAP = 2  # pixels between cells
 
 
 class Cell(NamedTuple):
-    """A picture (H, W, C) uint8 with a line of text beneath, or the text alone in its place."""
+    """An image (H, W, C) uint8 with a line of text beneath, or the text alone in its place."""
 
     image: np.ndarray | None = None
     text: str = ""
@@ -25,7 +25,7 @@ class Cell(NamedTuple):
 
 
 def as_pillow(image: np.ndarray) -> Image.Image:
-    """Convert a picture (H, W, C) uint8 into Pillow's, of mode L, RGB or RGBA."""
+    """Convert an image (H, W, C) uint8 into Pillow's, of mode L, RGB or RGBA."""
     return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
 
 
@@ -38,7 +38,7 @@ def in_lines(*rows: Sequence[Cell], columns: int = 8) -> list[Sequence[Cell]]:
 def lay_out(rows: Sequence[Sequence[Cell]]) -> Image.Image:
     """Draw cells as a table: each row as high and each column as wide as what is in it.
 
-    All pictures have the same 1, 3 or 4 channels, and so has the sheet, whose white is opaque.
+    All images have the same 1, 3 or 4 channels, and so has the sheet, whose white is opaque.
     """
     heights = [max(sum(_heights(cell)) for cell in row) for row in rows]
     columns = zip_longest(*rows, fillvalue=Cell())
@@ -65,15 +65,15 @@ def lay_out(rows: Sequence[Sequence[Cell]]) -> Image.Image:
 
 
 def _heights(cell: Cell) -> tuple[int, int]:
-    """Return the pixels that a cell's picture and its text take, one above the other."""
-    picture = 0 if cell.image is None else cell.image.shape[0]
-    return picture, cell.text_size + 3 if cell.text else 0
+    """Return the pixels that a cell's image and its text take, one above the other."""
+    image = 0 if cell.image is None else cell.image.shape[0]
+    return image, cell.text_size + 3 if cell.text else 0
 
 
 def _width(cell: Cell) -> int:
-    picture = 0 if cell.image is None else cell.image.shape[1]
+    image = 0 if cell.image is None else cell.image.shape[1]
     text = int(_font(cell.text_size).getlength(cell.text)) + 4 if cell.text else 0
-    return max(picture, text)
+    return max(image, text)
 
 
 @functools.cache

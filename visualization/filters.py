@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dataset import to_image, to_tensor
 from metrics.features import recalibrate
-from models import DRAW_BATCH, draw, draw_latents
+from models import GENERATE_BATCH, generate, random_latents
 from serialization.construct import ACTIVATION_LAYERS
 from utils import SettingsError, random_at
 
@@ -27,7 +27,7 @@ CALIBRATING = 256  # latents that batch norm takes its statistics from
 
 
 class Box(NamedTuple):
-    """A part of a picture, in pixels from its left and its top; right and bottom lie outside."""
+    """A part of an image, in pixels from its left and its top; right and bottom lie outside."""
 
     left: int
     top: int
@@ -71,19 +71,19 @@ def last_maps(discriminator: nn.Module, x: Tensor) -> Tensor:
 def in_batches(images: np.ndarray, network: nn.Module) -> Iterator[Tensor]:
     """Yield images (N, H, W, C) uint8 in [-1, 1], on the network's device, showing the progress."""
     device = next(network.parameters()).device
-    with tqdm(total=len(images), unit="picture", disable=None, leave=False) as bar:
-        for first in range(0, len(images), DRAW_BATCH):
-            batch = torch.from_numpy(images[first : first + DRAW_BATCH]).to(device)
+    with tqdm(total=len(images), unit="image", disable=None, leave=False) as bar:
+        for first in range(0, len(images), GENERATE_BATCH):
+            batch = torch.from_numpy(images[first : first + GENERATE_BATCH]).to(device)
             yield to_tensor(batch)
             bar.update(len(batch))
 
 
 @torch.no_grad()
 def strongest(discriminator: nn.Module, images: np.ndarray, filters: int, shown: int) -> np.ndarray:
-    """Find the pictures that the first filters of the last convolution answer most.
+    """Find the images that the first filters of the last convolution answer most.
 
-    Gives rows of `images` (N, H, W, C) uint8, as (filters, shown), for each filter the picture with
-    the strongest answer anywhere first; fewer if there are fewer pictures. `discriminator` is in
+    Gives rows of `images` (N, H, W, C) uint8, as (filters, shown), for each filter the image with
+    the strongest answer anywhere first; fewer if there are fewer images. `discriminator` is in
     eval mode.
 
     Raises:
@@ -122,8 +122,8 @@ def guided_gradient(discriminator: nn.Module, x: Tensor, index: int) -> Tensor:
     return gradient
 
 
-def as_picture(gradient: Tensor) -> np.ndarray:
-    """Convert gradients (N, C, H, W) into uint8 pictures (N, H, W, C), on which 0 is grey.
+def as_image(gradient: Tensor) -> np.ndarray:
+    """Convert gradients (N, C, H, W) into uint8 images (N, H, W, C), on which 0 is grey.
 
     Each has the contrast at which one in 200 of its values is clipped. Alpha, whose gradient no eye
     could tell from the colours', becomes opaque.
@@ -156,7 +156,7 @@ def read_boxes(text: str, image_size: tuple[int, int]) -> list[tuple[str, Box]]:
         box = Box(*map(int, match.groups()[1:]))
         if not (box.left < box.right <= width and box.top < box.bottom <= height):
             raise SettingsError(
-                f"--boxes {part.strip()}: must be left,top,right,bottom in a picture {width} "
+                f"--boxes {part.strip()}: must be left,top,right,bottom in an image {width} "
                 f"pixels wide and {height} high"
             )
         boxes.append((match[1], box))
@@ -164,7 +164,7 @@ def read_boxes(text: str, image_size: tuple[int, int]) -> list[tuple[str, Box]]:
 
 
 def mark(boxes: Iterable[Iterable[Box]], image_size: tuple[int, int]) -> Tensor:
-    """Return the pixels (N, H, W) inside of any of the boxes of each of N pictures, as bool."""
+    """Return the pixels (N, H, W) inside of any of the boxes of each of N images, as bool."""
     boxes = list(boxes)
     marked = torch.zeros(len(boxes), *image_size, dtype=torch.bool)
     for pixels, within in zip(marked, boxes, strict=True):
@@ -189,7 +189,7 @@ def maps_of(generator: nn.Module, z: Tensor, layer: int) -> Tensor:
     collected = []
     activation = activations_of(generator)[layer - 1]
     with hooked([activation], lambda *called: collected.append(called[2].cpu().clone())):
-        draw(generator, z)
+        generate(generator, z)
     return torch.cat(collected)[: len(z)]  # without the rows that `draw` fills its batches with
 
 
@@ -197,7 +197,7 @@ def find_filters(maps: Tensor, marked: Tensor, seed: int = 0) -> np.ndarray:
     """Weigh the filters of a layer by how they tell marked places from others: weights (D,).
 
     Section 6.2 of the paper: a logistic regression on the activations at each place. Places that
-    a mark touches are positive; as many places of the same pictures that none touches, drawn at
+    a mark touches are positive; as many places of the same images that none touches, drawn at
     random by `seed`, are negative. Activations are divided by their deviation first, which leaves
     a weight its sign; a filter that is the same everywhere gets 0.
 
@@ -232,7 +232,7 @@ def without(generator: nn.Module, layer: int, filters: np.ndarray) -> nn.Module:
 
     `filters` (D,) is true for those to drop, after the activation of `layer`. Batch norm's running
     statistics move by what the lack of them changes, as if the network drew with statistics of the
-    batch, like the DCGAN authors'; or else all pictures turn grey. If no filter is dropped, the
+    batch, like the DCGAN authors'; or else all images turn grey. If no filter is dropped, the
     copy draws the same as the generator, to the last bit.
     """
     example = next(generator.parameters())
@@ -241,10 +241,10 @@ def without(generator: nn.Module, layer: int, filters: np.ndarray) -> nn.Module:
     activations_of(lacking)[layer - 1].register_forward_hook(lambda _, z, maps: maps * kept)
 
     random = random_at(0, "calibrating", 0)
-    z = draw_latents(random, CALIBRATING, generator.z_dim, generator.z_dist).to(example.device)
+    z = random_latents(random, CALIBRATING, generator.z_dim, generator.z_dist).to(example.device)
     before, after = copy.deepcopy(generator), copy.deepcopy(lacking)
     for network in (before, after):
-        recalibrate(network, z.split(DRAW_BATCH))
+        recalibrate(network, z.split(GENERATE_BATCH))
     for norm, old, new in zip(*map(_norms, (lacking, before, after)), strict=True):
         norm.running_mean += new.running_mean - old.running_mean
         norm.running_var *= (new.running_var + norm.eps) / (old.running_var + norm.eps)

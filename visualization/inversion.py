@@ -1,4 +1,4 @@
-"""The latent of a picture, found by optimisation: what the generator comes nearest to it with."""
+"""The latent of an image, found by optimisation: what the generator comes nearest to it with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset import printable, to_image, to_tensor
-from models import DRAW_BATCH, Generator, draw, draw_latents
+from models import GENERATE_BATCH, Generator, generate, random_latents
 from preprocessing.decode import decode_all
 from preprocessing.sources import DataError, Found, formats
 from serialization.checkpoint import CheckpointError
@@ -22,21 +22,21 @@ from visualization.command import Command
 from visualization.figures import Cell, in_lines
 from visualization.latents import VARIANCE, save_latents
 
-CANDIDATES = 256  # latents whose pictures are compared before the best of them are improved
+CANDIDATES = 256  # latents whose images are compared before the best of them are improved
 LEARNING_RATE = 0.2  # Adam's at the first step; it falls to 0 as a cosine does
-PRIOR = 0.004  # weight of how unlikely a latent's length is, beside the distance of its picture
+PRIOR = 0.004  # weight of how unlikely a latent's length is, beside the distance of its image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Invert(Command):
-    """Find the latents whose pictures come nearest to photos, and save them for other commands.
+    """Find the latents whose images come nearest to photos, and save them for other commands.
 
     The sheet has the photos as the network sees them, and beneath each what its latent draws. The
     latents are rows of the .npy file beside it, which may stand wherever seeds do.
     """
 
     photos: list[str] = setting(  # noqa: RUF009
-        "pictures", REQUIRED, "files of pictures", positional=True
+        "images", REQUIRED, "files of images", positional=True
     )
     starts: int = setting("search", 4, "latents that are improved; the best wins", minimum=1)
     steps: int = setting("search", 250, "steps to improve them", minimum=1)
@@ -60,7 +60,7 @@ class Invert(Command):
             warn(f"{error}; photos are compared by their pixels alone")
             network = None
         z = invert(generator, to_tensor(photos), network, self.starts, self.steps, self.seed)
-        drawn = to_image(draw(generator, z))
+        drawn = to_image(generate(generator, z))
         for name, photo, image in zip(self.photos, photos, drawn, strict=True):
             difference = np.square(photo.astype(float) - image).mean() ** 0.5
             print(f"{printable(name)}: {difference:.1f} of 255 levels from what is drawn")
@@ -75,7 +75,7 @@ class Invert(Command):
 
 
 def read_photos(paths: Sequence[str], image_size: tuple[int, int], channels: int) -> np.ndarray:
-    """Return the pictures of files, decoded and cut as for training, as uint8 (N, H, W, C).
+    """Return the images of files, decoded and cut as for training, as uint8 (N, H, W, C).
 
     Raises:
         DataError: naming the first file that can't be read, and why.
@@ -114,7 +114,7 @@ def invert(
     if discriminator is not None:
         discriminator.eval()
     device = next(generator.parameters()).device
-    candidates = draw_latents(
+    candidates = random_latents(
         random_at(seed, "inversion", 0), max(CANDIDATES, starts), generator.z_dim, generator.z_dist
     ).to(device)
     found = []
@@ -123,7 +123,9 @@ def invert(
         for image in x.to(device).split(1):
             distance = distances(image, discriminator)
             with torch.no_grad():
-                order = torch.cat([distance(generator(z)) for z in candidates.split(DRAW_BATCH)])
+                order = torch.cat(
+                    [distance(generator(z)) for z in candidates.split(GENERATE_BATCH)]
+                )
             z = candidates[order.argsort(stable=True)[:starts]]
             found.append(_improve(z, generator, distance, steps, bar))
     return torch.stack(found).cpu()

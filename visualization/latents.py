@@ -95,7 +95,7 @@ def walk(z: Tensor, frames: int, path: str = "spherical", loop: bool = False) ->
     """Go through latents z (N, Z) in order, in `frames` steps from each to the next.
 
     "spherical" turns from one to the next and keeps their norm. "straight" takes the chord, whose
-    middle has about 0.7 of the norm: training hardly ever draws there, and pictures turn pale.
+    middle has about 0.7 of the norm: training hardly ever draws there, and images turn pale.
 
     Returns:
         ((N - 1) * frames + 1, Z) from the first to the last, or with `loop` (N * frames, Z), after
@@ -146,7 +146,7 @@ def turn(z: Tensor, direction: Tensor, steps: int) -> Tensor:
 def rescale(z: Tensor, z_dist: str = "normal") -> Tensor:
     """Scale latents z (..., Z) to the mean norm of a generator's distribution.
 
-    The mean of n latents has 1 / sqrt(n) of it, and its picture is pale: near the origin lies
+    The mean of n latents has 1 / sqrt(n) of it, and its image is pale: near the origin lies
     nothing that training draws. The paper's sum of three concepts of three exemplars has it anyway.
     """
     return F.normalize(z, dim=-1) * (VARIANCE[z_dist] * z.shape[-1]) ** 0.5

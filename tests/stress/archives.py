@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 from harness import GIGABYTE, command, conclude, measured
-from odd_pictures import results
+from odd_images import results
 from PIL import Image
 from tqdm import tqdm
 
@@ -59,7 +59,7 @@ def colour_of(number: int) -> tuple[int, int, int]:
     return 40 + number % 8 * 20, 40 + number // 8 % 8 * 20, 40 + number // 64 % 4 * 50
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     """Return a PNG of one colour."""
     file = io.BytesIO()
     Image.new("RGB", SIZE, colour_of(number)).save(file, "PNG")
@@ -68,12 +68,12 @@ def picture(number: int) -> bytes:
 
 def good(name: str | bytes, number: int, **how) -> Entry:
     """Return an entry that must be read, whatever its name."""
-    return Entry(name, picture(number), colour_of(number), **how)
+    return Entry(name, image(number), colour_of(number), **how)
 
 
 def bad(name: str | bytes, data: bytes | None = None, **how) -> Entry:
-    """Return an entry that must be skipped, by default a picture."""
-    return Entry(name, picture(0) if data is None else data, None, **how)
+    """Return an entry that must be skipped, by default an image."""
+    return Entry(name, image(0) if data is None else data, None, **how)
 
 
 def header(entry: Entry) -> tuple[bytes, bytes]:
@@ -117,9 +117,9 @@ def odd_archives(outside: str) -> dict[str, list[Entry]]:
     """Return archives of good images and all kinds of bad entries; `outside` is a folder."""
     plain = [good("plain.png", 1), good("folder/plain.png", 2)]
     inner = good("inner.png", 3)
-    outer = picture(4) + local(inner)
+    outer = image(4) + local(inner)
     whole = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    packed = whole.compress(picture(5)) + whole.flush()
+    packed = whole.compress(image(5)) + whole.flush()
     gigabyte = {"packed": zeros(1000), "method": DEFLATED}
     return {
         "odd": [
@@ -137,10 +137,10 @@ def odd_archives(outside: str) -> dict[str, list[Entry]]:
             good("n" * 3000 + ".png", 11),
             # Contents
             bad("encrypted.png", packed=os.urandom(99), flags=ENCRYPTED),
-            bad("wrong sum.png", packed=picture(12)),
+            bad("wrong sum.png", packed=image(12)),
             bad("deflate64.png", packed=packed, method=DEFLATED64),
             bad("unknown.png", packed=packed, method=UNKNOWN),
-            bad("cut.png", picture(5), packed=packed[:-20], method=DEFLATED),
+            bad("cut.png", image(5), packed=packed[:-20], method=DEFLATED),
             bad("no deflate.png", method=DEFLATED),
             bad("too large.png", size=2**32 - 2),
             bad("inner.zip", b"PK"),
@@ -172,13 +172,13 @@ def write_refused(folder: Path) -> None:
     write_zip(folder / "bad name.zip", [good("plain.png", 1), bad(b"\xff.png")])
     with tarfile.open(folder / "tar.zip", "w:gz") as tar:
         member = tarfile.TarInfo("plain.png")
-        member.size = len(picture(1))
-        tar.addfile(member, io.BytesIO(picture(1)))
+        member.size = len(image(1))
+        tar.addfile(member, io.BytesIO(image(1)))
 
 
 def write_many(path: Path, entries: int) -> None:
-    """Write an archive of so many pictures, a thousand to a folder."""
-    data = [picture(number) for number in range(256)]
+    """Write an archive of so many images, a thousand to a folder."""
+    data = [image(number) for number in range(256)]
     with zipfile.ZipFile(path, "w") as archive:
         for i in tqdm(range(entries), desc="Entries", disable=None, leave=False):
             archive.writestr(f"{i // 1000:03d}/{i:06d}.png", data[i % 256])
@@ -216,7 +216,7 @@ def count_entries(path: Path, entries: list[Entry], cache: Path, counts: Counter
 
 
 def count_many(path: Path, entries: int, cache: Path, counts: Counter) -> None:
-    """Count the pictures of the huge archive that are there and look right."""
+    """Count the images of the huge archive that are there and look right."""
     found = find(str(path))
     images = open_cached(found, SIZE, None, str(cache), path.stem).images
     numbers = [int(Path(name).stem) % 256 for name in found.names]

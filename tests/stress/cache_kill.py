@@ -1,4 +1,4 @@
-"""Kill processes while they decode pictures into the cache, also two at once.
+"""Kill processes while they decode images into the cache, also two at once.
 
     python tests/stress/cache_kill.py --kills 50
 
@@ -19,10 +19,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from harness import ROOT, conclude, run, start, write_pictures
+from harness import ROOT, conclude, run, start, write_images
 from tqdm import tqdm
 
-PICTURES = 600  # enough for worker processes
+IMAGES = 600  # enough for worker processes
 BROKEN = ("half a cache", "left behind", "failed", "more than one")
 
 
@@ -57,9 +57,9 @@ def stress(kills: int, seed: int = 0) -> Counter:
     bar = tqdm(total=kills, desc="Kills", disable=None)
     with tempfile.TemporaryDirectory() as name, bar:
         folder = Path(name).resolve()
-        write_pictures(folder / "pictures", PICTURES, size=(320, 320), suffix=".jpg")
+        write_images(folder / "images", IMAGES, size=(320, 320), suffix=".jpg")
         script = (
-            f"import sys; sys.path.append({str(ROOT)!r}); import dataset as d; d.load('pictures')"
+            f"import sys; sys.path.append({str(ROOT)!r}); import dataset as d; d.load('images')"
         )
         words = [sys.executable, "-c", script]
         first = start(folder, words)

@@ -32,7 +32,7 @@ from harness import (
     flat,
     measured,
     run,
-    write_pictures,
+    write_images,
 )
 from tqdm import tqdm
 
@@ -116,10 +116,10 @@ def stress(flips: int, every: int = 1, seed: int = 0) -> Counter:
     places = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_pictures(folder / "pictures", 20, size=(16, 16))
+        write_images(folder / "images", 20, size=(16, 16))
         status, said = run(folder, command("train.py", *RUN, "--steps", "5"))
         assert status == 0, said
-        path = folder / "checkpoints" / "pictures" / "last.pth"
+        path = folder / "checkpoints" / "images" / "last.pth"
         whole, contents = path.read_bytes(), checkpoint.load(path)
 
         flipped = folder / "flipped.pth"

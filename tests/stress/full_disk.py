@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness import RUN, checkpoint, command, conclude, digest, run, write_pictures
+from harness import RUN, checkpoint, command, conclude, digest, run, write_images
 from PIL import Image
 from tqdm import tqdm
 
@@ -46,15 +46,15 @@ def enlarge(folder: Path) -> None:
 
 
 def count_halves(folder: Path) -> int:
-    """Count the checkpoints and pictures in `folder` that are not whole."""
+    """Count the checkpoints and images in `folder` that are not whole."""
     halves = 0
     for path in folder.rglob("*.*"):
         try:
             if path.suffix == ".pth":
                 checkpoint.load(path)
             elif path.suffix in (".png", ".webp"):
-                with Image.open(path) as picture:
-                    picture.load()
+                with Image.open(path) as image:
+                    image.load()
         except (checkpoint.CheckpointError, OSError) as error:
             print(error, file=sys.stderr)
             halves += 1
@@ -66,10 +66,10 @@ def stress(sizes: tuple[float, ...] = SIZES) -> Counter:
     counts: Counter = Counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_pictures(folder / "pictures", 20, size=(16, 16))
+        write_images(folder / "images", 20, size=(16, 16))
         wide = command("train.py", *RUN, "--features", "32", "--steps", STEPS)
         assert run(folder, wide)[0] == 0
-        whole = folder / "checkpoints" / "pictures" / "last.pth"
+        whole = folder / "checkpoints" / "images" / "last.pth"
         expected = digest(whole)
 
         for size in tqdm(sizes, desc="Disks", disable=None):
@@ -90,14 +90,14 @@ def stress(sizes: tuple[float, ...] = SIZES) -> Counter:
                 counts["temporaries left"] += len(list(disk.rglob("*.tmp")))
                 if mounted:
                     enlarge(disk)
-                kept = (disk / "c/pictures/last.pth").exists()
+                kept = (disk / "c/images/last.pth").exists()
                 counts["checkpoint kept"] += kept
                 status, said = run(folder, [*words, "--resume"])
                 if status:
                     print(said, file=sys.stderr)
                     counts["failed with room"] += 1
                     continue
-                same = digest(disk / "c/pictures/last.pth") == expected
+                same = digest(disk / "c/images/last.pth") == expected
                 counts["equal" if same else "not equal"] += 1
     return counts
 

@@ -1,4 +1,4 @@
-"""Feed broken files to what reads checkpoints, archives and pictures: each is read or refused.
+"""Feed broken files to what reads checkpoints, archives and images: each is read or refused.
 
     python tests/stress/fuzz.py --cases 100000
 
@@ -27,7 +27,7 @@ import hypothesis
 import torch
 from harness import conclude
 from hypothesis import strategies as st
-from mutations import archive_case, checkpoint_case, picture_case, read_checkpoint, read_pictures
+from mutations import archive_case, checkpoint_case, image_case, read_checkpoint, read_images
 from tqdm import tqdm
 
 EXCEPTION, *FATAL = BROKEN = ("exceptions", "crashes", "hangs", "over memory")
@@ -39,8 +39,8 @@ CASE = "case/case.png"  # where a file is written to be read, whatever it is
 
 TARGETS = {  # how hypothesis makes a file, and how it is read, which tells whether it was accepted
     "checkpoint": (checkpoint_case, read_checkpoint),
-    "archive": (archive_case, lambda path: read_pictures(path, path)),
-    "picture": (picture_case, lambda path: read_pictures(path.parent, path)),
+    "archive": (archive_case, lambda path: read_images(path, path)),
+    "image": (image_case, lambda path: read_images(path.parent, path)),
 }
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from conftest import write_pictures  # noqa: E402, F401
+from conftest import write_images  # noqa: E402, F401
 
 from serialization import checkpoint  # noqa: E402
 
 # A run of 5 steps an epoch, which takes every chance to write a file.
-RUN = ["--data", "pictures", "--image_size", "16", "--features", "8", "--batch_size", "4",
+RUN = ["--data", "images", "--image_size", "16", "--features", "8", "--batch_size", "4",
        "--save_every", "1", "--keep", "3", "--device", "cpu"]  # fmt: skip
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 STATES = ("generator", "discriminator", "optimizer_g", "optimizer_d", "generator_ema")

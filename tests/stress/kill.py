@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from harness import RUN, checkpoint, command, conclude, digest, start, write_pictures
+from harness import RUN, checkpoint, command, conclude, digest, start, write_images
 from tqdm import tqdm
 
 BROKEN = ("failed", "unreadable", "missing", "not equal", "logs or grids not equal",
@@ -41,7 +41,7 @@ def stress(kills: int, steps: int, seed: int = 0) -> Counter:
     bar = tqdm(total=kills, desc="Kills", disable=None)
     with tempfile.TemporaryDirectory() as name, bar:
         folder = Path(name)
-        write_pictures(folder / "pictures", 20, size=(16, 16))
+        write_images(folder / "images", 20, size=(16, 16))
 
         def places(run: str) -> tuple[Path, Path]:
             return folder / "checkpoints" / run, folder / "samples" / run

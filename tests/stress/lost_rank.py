@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from harness import RUN, TORCHRUN, command, conclude, digest, last_step, start, write_pictures
+from harness import RUN, TORCHRUN, command, conclude, digest, last_step, start, write_images
 from tqdm import tqdm
 
 PATIENCE = 10.0  # seconds from the death of a rank to the end of the run
@@ -50,7 +50,7 @@ def stress(times: int, steps: int, seed: int = 0) -> Counter:
     bar = tqdm(total=2 * times, desc="Lost ranks", disable=None)
     with tempfile.TemporaryDirectory() as name, bar:
         folder = Path(name)
-        write_pictures(folder / "pictures", 20, size=(16, 16))
+        write_images(folder / "images", 20, size=(16, 16))
 
         def play(run: str, *options: str) -> tuple[subprocess.Popen, Path]:
             flags = [*RUN, "--log_every", "1", "--steps", f"{steps}", "--name", run, "--resume"]

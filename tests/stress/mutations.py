@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset import to_image
-from models import Discriminator, Generator, draw, sample_latents
+from models import Discriminator, Generator, generate, sample_latents
 from preprocessing.decode import decode_all
 from preprocessing.sources import DataError, find, formats
 from utils import make_grid
@@ -76,7 +76,7 @@ OPCODES = st.lists(
     max_size=4,
 )  # fmt: skip
 CHECKPOINTS = BYTES | st.deferred(lambda: st.sampled_from(real_checkpoint()[:2]))
-PICTURES = st.deferred(lambda: st.one_of(*map(st.sampled_from, real_pictures().values())))
+IMAGES = st.deferred(lambda: st.one_of(*map(st.sampled_from, real_images().values())))
 THREE, TEN, EXTENTS = st.integers(1, 3), st.integers(0, 9), st.integers(-8, 8)
 PLACES = st.integers(-64, 63) | st.integers(64, 1 << 16)  # near an end as often as anywhere
 
@@ -188,13 +188,13 @@ def checkpoint_case(choose: Callable) -> bytes:
 
 
 def read_checkpoint(path: Path) -> bool:
-    """Draw a picture with its generator, or be refused."""
+    """Draw an image with its generator, or be refused."""
     try:
         generator = Generator.from_checkpoint(path)
     except checkpoint.CheckpointError as error:
         return refused(error, path)
     z = sample_latents([0], generator.z_dim, generator.z_dist)
-    images = to_image(draw(generator, z))
+    images = to_image(generate(generator, z))
     assert images.shape == (1, *generator.image_size, generator.channels), images.shape
     make_grid(images).save(io.BytesIO(), "png")
     return True
@@ -205,12 +205,12 @@ def refused(error: Exception, path: Path) -> bool:
     return False
 
 
-# Pictures, and archives of them ------------------------------------------------------------------
+# Images, and archives of them ------------------------------------------------------------------
 
 
 @functools.cache
-def real_pictures() -> dict[str, list[bytes]]:
-    """Return small pictures of every format, in every mode and way that it can be written in."""
+def real_images() -> dict[str, list[bytes]]:
+    """Return small images of every format, in every mode and way that it can be written in."""
     random = np.random.default_rng(0)
     colour = Image.fromarray(random.integers(0, 256, (10, 12, 4), np.uint8))
     deep = Image.fromarray(random.integers(0, 65536, (10, 12)).astype(np.uint16))
@@ -242,34 +242,34 @@ def with_checksums(png: bytes) -> bytes:
     return png
 
 
-def picture_case(choose: Callable) -> bytes:
-    """Return a picture that is broken somehow."""
-    picture = edited(choose, choose(PICTURES), BYTES | PICTURES)
-    return with_checksums(picture) if picture[1:4] == b"PNG" else picture
+def image_case(choose: Callable) -> bytes:
+    """Return an image that is broken somehow."""
+    image = edited(choose, choose(IMAGES), BYTES | IMAGES)
+    return with_checksums(image) if image[1:4] == b"PNG" else image
 
 
 def archive_case(choose: Callable) -> bytes:
-    """Return an archive of pictures, of which some may be broken, as it may be itself."""
-    smallest = [min(files, key=len) for files in real_pictures().values()]
+    """Return an archive of images, of which some may be broken, as it may be itself."""
+    smallest = [min(files, key=len) for files in real_images().values()]
     members = [(f"{i}.png", file) for i, file in enumerate(smallest[choose(TEN) :][:4])]
     how = choose(THREE)
     if how & 1:
-        members = edited_members(choose, members, BYTES | PICTURES)
+        members = edited_members(choose, members, BYTES | IMAGES)
     archive = zipped(members, choose(st.sampled_from([0, 8, 8, 12])))
     return edited(choose, archive, BYTES) if how & 2 else archive
 
 
-def read_pictures(data: Path, path: Path) -> bool:
-    """Decode all pictures of `data`, or be refused."""
+def read_images(data: Path, path: Path) -> bool:
+    """Decode all images of `data`, or be refused."""
     channels = (None, 1, 3, 4)[path.stat().st_size % 4]
     try:
         found = find(str(data))
     except DataError as error:
         return refused(error, data)
-    pictures = list(decode_all(found, SIZE, channels))
-    assert [name for name, _ in pictures] == list(found.names)
-    reasons = [*found.unreadable, *((name, one.reason) for name, one in pictures if one.reason)]
+    images = list(decode_all(found, SIZE, channels))
+    assert [name for name, _ in images] == list(found.names)
+    reasons = [*found.unreadable, *((name, one.reason) for name, one in images if one.reason)]
     assert all(len(reason.splitlines()) == 1 for _, reason in reasons), reasons
-    decoded = [one for _, one in pictures if not one.reason]
+    decoded = [one for _, one in images if not one.reason]
     assert all(one.pixels.shape == (*SIZE, channels or one.channels) for one in decoded), decoded
     return bool(decoded)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from harness import RUN, checkpoint, command, conclude, run, write_pictures
+from harness import RUN, checkpoint, command, conclude, run, write_images
 from PIL import Image
 
 HUGE = 3e38  # the largest 32-bit float is 3.4e38
@@ -66,7 +66,7 @@ def stress(points: int) -> Counter:
     counts: Counter = Counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_pictures(folder / "pictures", 20, size=(16, 16))
+        write_images(folder / "images", 20, size=(16, 16))
         wide = [*RUN, "--log_every", "7", "--sample_every", "2", "--precision", "fp32"]
         for i, (point, inject) in enumerate(list(POINTS.items())[:points]):
             flags = [*wide, "--name", f"run{i}"]
@@ -88,8 +88,8 @@ def stress(points: int) -> Counter:
             log = (samples / "log.jsonl").read_text()
             counts["not finite in a file"] += "NaN" in log or "Infinity" in log
             for grid in samples.glob("step_*.png"):
-                with Image.open(grid) as picture:
-                    picture.load()
+                with Image.open(grid) as image:
+                    image.load()
 
             first(saved["generator_ema"]).fill_(float("nan"))
             checkpoint.save(checkpoints / "last.pth", saved)

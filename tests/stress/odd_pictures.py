@@ -1,6 +1,6 @@
 """Show the scripts a folder of odd files, and change files under their hands: neither does harm.
 
-    python tests/stress/odd_pictures.py
+    python tests/stress/odd_images.py
 
 Every odd file must be accepted and look right, be skipped with a reason, or be left alone, by the
 data doctor and by a training run in processes of their own. Then files change between the moment
@@ -35,7 +35,7 @@ BROKEN = ("wrong", "crashes", "over 1 GB", "stale")
 # What becomes of a file that is not accepted.
 SKIPPED, ALONE = "skipped with a reason", "left alone"
 
-# Every picture has a quarter of its own at the top left. The two colours, as the network sees them:
+# Every image has a quarter of its own at the top left. The two colours, as the network sees them:
 RED, BLUE = (200, 40, 40), (40, 60, 200)
 COLOUR = RED, BLUE
 GREY = (200, 200, 200), (60, 60, 60)
@@ -49,7 +49,7 @@ Expected = tuple | str
 
 
 def quarter(colours: tuple = COLOUR, mode: str = "RGB", size: tuple = (64, 48)) -> Image.Image:
-    """Return a picture of `size` (width, height) with a quarter of its own."""
+    """Return an image of `size` (width, height) with a quarter of its own."""
     corner, rest = colours
     image = Image.new(mode, size, rest)
     image.paste(corner, (0, 0, size[0] // 2, size[1] // 2))
@@ -57,7 +57,7 @@ def quarter(colours: tuple = COLOUR, mode: str = "RGB", size: tuple = (64, 48)) 
 
 
 def as_grey(mode: str, scale: int = 1) -> np.ndarray:
-    """Return the grey picture as an array of a type like "u2", its levels times `scale`."""
+    """Return the grey image as an array of a type like "u2", its levels times `scale`."""
     return np.asarray(quarter((200, 60), "L")).astype(mode) * np.asarray(scale, mode)
 
 
@@ -80,12 +80,12 @@ def write_png(path: Path, width: int, height: int, bits: int, kind: int) -> None
 
 
 def saved(image: Image.Image, kind: str, **options) -> Callable[[Path], None]:
-    """Return what saves a picture as a format, whatever the name."""
+    """Return what saves an image as a format, whatever the name."""
     return lambda path: image.save(path, kind, **options)
 
 
 def cut(image: Image.Image, kind: str, **options) -> Callable[[Path], None]:
-    """Return what saves a picture and loses the second half of the file."""
+    """Return what saves an image and loses the second half of the file."""
 
     def write(path: Path) -> None:
         image.save(path, kind, **options)
@@ -116,7 +116,7 @@ def odd_files() -> list[tuple[str, Callable[[Path], None], Expected]]:
     named = ["صورة.png", "图片.png", "🐈.png", "two\nlines.png", os.fsdecode(b"\xff.png"),
              "\u202egnp.png", "n" * 196 + ".png"]  # fmt: skip
     return [
-        # Broken, or no pictures
+        # Broken, or no images
         ("cut.jpg", cut(noise, "JPEG"), SKIPPED),
         ("cut progressive.jpg", cut(noise, "JPEG", progressive=True), SKIPPED),
         ("cut.png", cut(noise, "PNG"), SKIPPED),
@@ -124,7 +124,7 @@ def odd_files() -> list[tuple[str, Callable[[Path], None], Expected]]:
         ("cut.webp", cut(noise, "WEBP"), SKIPPED),
         ("cut.tif", cut(noise, "TIFF"), SKIPPED),
         ("empty.png", holding(b""), SKIPPED),
-        ("text.jpg", holding(b"no picture"), SKIPPED),
+        ("text.jpg", holding(b"no image"), SKIPPED),
         ("page.png", holding(b"<!DOCTYPE html><title>404 Not Found</title>"), SKIPPED),
         ("program.png", holding(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), SKIPPED),
         ("float.tif", saved(Image.fromarray(as_grey("f4") / 255), "TIFF"), SKIPPED),
@@ -132,7 +132,7 @@ def odd_files() -> list[tuple[str, Callable[[Path], None], Expected]]:
         ("169 megapixels.png", lambda path: write_png(path, 13_000, 13_000, 16, 0), SKIPPED),
         ("169 with alpha.png", lambda path: write_png(path, 13_000, 13_000, 8, 6), SKIPPED),
         ("24 with alpha.png", lambda path: write_png(path, 6_000, 4_000, 8, 6), WHITE),
-        # Ways to store a picture
+        # Ways to store an image
         ("plain.png", saved(plain, "PNG"), COLOUR),
         ("cmyk.jpg", saved(plain.convert("CMYK"), "JPEG", quality=95), COLOUR),
         ("cmyk.tif", saved(plain.convert("CMYK"), "TIFF"), COLOUR),
@@ -172,7 +172,7 @@ def odd_files() -> list[tuple[str, Callable[[Path], None], Expected]]:
         ("jpeg.png", saved(plain, "JPEG"), COLOUR),
         ("LOUD.JPG", saved(plain, "JPEG"), COLOUR),
         *((name, saved(plain, "PNG"), COLOUR) for name in named),
-        *((f"broken {name}", holding(b"no picture"), SKIPPED) for name in named),
+        *((f"broken {name}", holding(b"no image"), SKIPPED) for name in named),
         # What is no file
         ("circle", lambda path: path.symlink_to(path.parent), ALONE),
         ("dangling.png", lambda path: path.symlink_to("nowhere.png"), SKIPPED),
@@ -203,17 +203,17 @@ def write_odd(folder: Path) -> dict[str, Expected]:
 
 
 def looks(image: np.ndarray, colours: tuple, tolerance: int = 16) -> bool:
-    """Return whether a picture (H, W, C) has these colours in its quarter and its other corners."""
+    """Return whether an image (H, W, C) has these colours in its quarter and its other corners."""
     corners = image[[8, 8, -8, -8], [8, -8, 8, -8]].astype(int)
     return bool(abs(corners - [colours[0], *[colours[1]] * 3]).max() <= tolerance)
 
 
 def results(found: Found, cached: Cached) -> dict[str, np.ndarray | str]:
-    """Return the picture (H, W, C) that each name has become, or the reason why there is none."""
+    """Return the image (H, W, C) that each name has become, or the reason why there is none."""
     unread = dict(cached.skipped[len(found.unreadable) :])
     names = [name for name in found.names if name not in unread]
-    pictures = zip(names, cached.images, strict=True)
-    return dict(cached.skipped) | dict(pictures)
+    images = zip(names, cached.images, strict=True)
+    return dict(cached.skipped) | dict(images)
 
 
 def count_wrong(
@@ -234,19 +234,19 @@ def count_wrong(
 
 def read_odd(folder: Path, counts: Counter) -> None:
     """Run both scripts on a folder of odd files, and count how they fare."""
-    expected = write_odd(folder / "pictures")
+    expected = write_odd(folder / "images")
     counts["files"] = len(expected)
     narrow = os.environ | {"PYTHONIOENCODING": "cp1252"}  # what a pipe takes on Windows
-    status, out, said, peak = measured(folder, command("dataset.py", "pictures"), env=narrow)
+    status, out, said, peak = measured(folder, command("dataset.py", "images"), env=narrow)
     counts["most memory, in MB"] = peak >> 20
     counts["over 1 GB"] += peak > GIGABYTE
     if status:
         counts["crashes"] += 1
         print(f"dataset.py: status {status}\n{out}\n{said}", file=sys.stderr)
     if (folder / "cache").exists():
-        found = find(str(folder / "pictures"))
+        found = find(str(folder / "images"))
         built = sorted((folder / "cache").iterdir())
-        cached = open_cached(found, (64, 64), None, str(folder / "cache"), "pictures")
+        cached = open_cached(found, (64, 64), None, str(folder / "cache"), "images")
         assert sorted((folder / "cache").iterdir()) == built, "not what dataset.py has made"
         count_wrong("wrong", expected, results(found, cached), counts)
         counts["accepted"] = len(cached.images)
@@ -255,7 +255,7 @@ def read_odd(folder: Path, counts: Counter) -> None:
     if status:
         counts["crashes"] += 1
         print(f"train.py: status {status}\n{said}", file=sys.stderr)
-    (folder / "pictures" / "closed").chmod(0o700)  # so that it can be deleted
+    (folder / "images" / "closed").chmod(0o700)  # so that it can be deleted
 
 
 # Files that change after they were found ---------------------------------------------------------
@@ -267,7 +267,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], Expected, Expected]] = {
     "cut.png": (lambda path: os.truncate(path, path.stat().st_size // 2), SKIPPED, SKIPPED),
     "replaced.png": (saved(quarter(OTHER), "PNG"), OTHER, OTHER),
     "resized.png": (saved(quarter(OTHER, size=(90, 70)), "JPEG"), OTHER, OTHER),
-    "text.png": (holding(b"no picture"), SKIPPED, SKIPPED),
+    "text.png": (holding(b"no image"), SKIPPED, SKIPPED),
     "linked.png": (lambda path: (path.unlink(), path.symlink_to(path)), SKIPPED, SKIPPED),
     "folder.png": (lambda path: (path.unlink(), path.mkdir()), SKIPPED, ALONE),
     "added.png": (saved(quarter(), "PNG"), ALONE, COLOUR),
@@ -279,13 +279,13 @@ CHANGES: dict[str, tuple[Callable[[Path], object], Expected, Expected]] = {
 def change_files(folder: Path, counts: Counter) -> None:
     """Change each file after it was found; count how that run and the next start fare."""
     for name, (change, now, then) in CHANGES.items():
-        pictures = folder / name
-        pictures.mkdir()
-        quarter().save(pictures / "kept.png")
+        images = folder / name
+        images.mkdir()
+        quarter().save(images / "kept.png")
         if name != "added.png":
-            quarter().save(pictures / name)
-        found = find(str(pictures))
-        change(pictures / name)
+            quarter().save(images / name)
+        found = find(str(images))
+        change(images / name)
         for kind, becomes in (("wrong", now), ("stale", then)):
             try:
                 cached = open_cached(found, (64, 64), None, str(folder / "cache"), name)
@@ -295,8 +295,8 @@ def change_files(folder: Path, counts: Counter) -> None:
                 counts["crashes"] += 1
                 traceback.print_exc()
             with contextlib.suppress(FileNotFoundError):
-                (pictures / "away").rename(pictures / name)
-            found = find(str(pictures))
+                (images / "away").rename(images / name)
+            found = find(str(images))
         counts["files changed"] += 1
 
 

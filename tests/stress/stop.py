@@ -30,7 +30,7 @@ from harness import (
     last_step,
     run,
     start,
-    write_pictures,
+    write_images,
 )
 from tqdm import tqdm
 
@@ -71,7 +71,7 @@ def stress(times: int, steps: int, patience: float, seed: int = 0) -> Counter:
     bar = tqdm(total=2 * times, desc="Signals", disable=None)
     with tempfile.TemporaryDirectory() as name, bar:
         folder = Path(name)
-        write_pictures(folder / "pictures", 20, size=(16, 16))
+        write_images(folder / "images", 20, size=(16, 16))
 
         flags = [*RUN, "--log_every", "1", "--steps", f"{steps}", "--name"]
 

@@ -21,7 +21,7 @@ from models import Generator
 from utils import SettingsError, parse_settings
 
 pytest.importorskip("gradio")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 ASKED = {
     "/pick": ("2,7-9", 1.5, 0, 0, -2, 0, 0),
@@ -65,12 +65,12 @@ def client(served, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_a_picture_is_that_of_the_line_beside_it(client, name):
-    picture, line = client.predict(*ASKED[name], api_name=name)
+def test_a_image_is_that_of_the_line_beside_it(client, name):
+    image, line = client.predict(*ASKED[name], api_name=name)
     python, script, *words = shlex.split(line)
     assert (python, script, f"/{words[0]}") == ("python", "explore.py", name)
     again = parse_settings(COMMANDS, None, [*words, "--device", "cpu"]).run()
-    assert Path(picture).read_bytes() == again.read_bytes()
+    assert Path(image).read_bytes() == again.read_bytes()
 
 
 def test_what_was_asked_for_is_in_the_line(client):
@@ -85,7 +85,7 @@ def test_what_was_asked_for_is_in_the_line(client):
     [
         ("/pick", ("a-b", *[0] * 6), "--seeds a-b: write it like"),
         ("/pick", ("missing.npy", *[0] * 6), "--seeds missing.npy: No such file"),
-        ("/pick", ("0-9999", *[0] * 6), "10,000 pictures of 144x192 pixels are too many"),
+        ("/pick", ("0-9999", *[0] * 6), "10,000 images of 144x192 pixels are too many"),
         ("/arithmetic", ("3 -",), "expression 3 -: write it like"),
         ("/walk", ("3", "spherical", False, 4), "--seeds 3: a walk takes two or more"),
     ],
@@ -133,7 +133,7 @@ def browser():
         chromium.close()
 
 
-def test_in_a_browser_a_slider_moves_the_picture_and_nothing_is_fetched_elsewhere(served, browser):
+def test_in_a_browser_a_slider_moves_the_image_and_nothing_is_fetched_elsewhere(served, browser):
     page = browser.new_page()
     addresses, mistakes = [], []
     page.on("request", lambda request: addresses.append(request.url))

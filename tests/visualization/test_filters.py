@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import write_generator, write_pictures
+from conftest import write_generator, write_images
 from PIL import Image
 from strangers import TAIL, at_random, plain_critic, up
 from torch import nn
@@ -11,14 +11,14 @@ from torch import nn
 from dataset import to_image
 from explore import COMMANDS
 from metrics.features import recalibrate
-from models import Discriminator, Generator, draw, sample_latents
+from models import Discriminator, Generator, generate, sample_latents
 from serialization.checkpoint import CheckpointError
 from serialization.construct import ACTIVATIONS
 from utils import SettingsError, parse_settings
 from visualization.filters import (
     Box,
     activations_of,
-    as_picture,
+    as_image,
     dim,
     find_filters,
     guided_gradient,
@@ -105,7 +105,7 @@ def test_looking_leaves_the_network_as_it_was():
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_the_strongest_pictures_come_first():
+def test_the_strongest_images_come_first():
     network = make_discriminator(8)
     with torch.no_grad():
         network.main[0].weight[:2] = torch.tensor([1.0, -1.0])[:, None, None, None]
@@ -120,14 +120,14 @@ def test_the_strongest_pictures_come_first():
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_a_gradients_picture_is_grey_at_0_and_opaque(channels):
+def test_a_gradients_image_is_grey_at_0_and_opaque(channels):
     gradient = torch.zeros(2, channels, 16, 16)
     gradient[1, 0, :4], gradient[1, 0, 4:8] = 1e-6, -0.5e-6
-    nothing, picture = as_picture(gradient)
-    assert picture.shape == (16, 16, channels)
+    nothing, image = as_image(gradient)
+    assert image.shape == (16, 16, channels)
     assert set(nothing[..., :3].flatten()) == {128}
-    assert [picture[row, 0, 0] for row in (0, 4, 8)] == [255, 64, 128]
-    assert channels < 4 or picture[..., 3].min() == 255
+    assert [image[row, 0, 0] for row in (0, 4, 8)] == [255, 64, 128]
+    assert channels < 4 or image[..., 3].min() == 255
 
 
 # What the generator's filters draw ----------------------------------------------------------------
@@ -181,20 +181,20 @@ def test_dropping_no_filters_changes_nothing_to_the_last_bit(size, norm):
         depth = maps_of(generator, z, layer).shape[1]
         same = without(generator, layer, np.zeros(depth, bool))
         assert isinstance(activation, nn.ReLU)
-        assert torch.equal(draw(same, z), draw(generator, z))
+        assert torch.equal(generate(same, z), generate(generator, z))
 
 
 def test_dropped_filters_are_0_everywhere_and_the_generator_stays_as_it_was():
     generator, z = make_generator(), sample_latents(range(70), 8)
-    before = draw(generator, z)
+    before = generate(generator, z)
     maps = maps_of(generator, z, 2)
     assert maps.shape == (70, 16, 8, 8) and maps.amax((0, 2, 3)).min() > 0
     dropped = np.arange(16) % 3 == 0
     lacking = without(generator, 2, dropped)
     kept = maps_of(lacking, z, 2)
     assert not kept[:, dropped].any() and torch.equal(kept[:, ~dropped], maps[:, ~dropped])
-    assert torch.equal(draw(generator, z), before)
-    assert not torch.allclose(draw(lacking, z), before, atol=1e-3)
+    assert torch.equal(generate(generator, z), before)
+    assert not torch.allclose(generate(lacking, z), before, atol=1e-3)
 
 
 @torch.no_grad()
@@ -264,7 +264,7 @@ def test_a_mistake_names_its_flag(tmp_path, words, says):
 
 
 def test_features_of_a_data_set(tmp_path):
-    path, folder = write_generator(tmp_path / "a.pth", 1), write_pictures(tmp_path / "cats", 3)
+    path, folder = write_generator(tmp_path / "a.pth", 1), write_images(tmp_path / "cats", 3)
     sheet = Image.open(run(path, f"features --data {folder} --filters 2 --shown 9"))
     assert sheet.mode == "L" and sheet.size[1] == 2 + 15 + 2 + 4 * (12 + 2)
 
@@ -282,7 +282,7 @@ def test_a_box_of_a_file_of_latents_marks_all_its_rows(tmp_path, capsys):
 
 def test_without_any_filter_of_a_layer_the_latent_no_longer_matters():
     generator, z = make_generator(), sample_latents([1, 2], 8)
-    first, second = to_image(draw(without(generator, 1, np.ones(32, bool)), z))
+    first, second = to_image(generate(without(generator, 1, np.ones(32, bool)), z))
     assert np.array_equal(first, second)
 
 
@@ -320,14 +320,14 @@ def test_the_last_maps_are_those_before_hidden_linear_layers(tmp_path):
     assert strongest(network, to_image(x), 2, 1).shape == (2, 1)
 
 
-def write_both(path, critic):  # beside a generator of 16x16 colour pictures
+def write_both(path, critic):  # beside a generator of 16x16 colour images
     generator = nn.Sequential(*up(9, 8, 4), *up(8, 6, *TAIL), nn.ConvTranspose2d(6, 3, *TAIL))
     networks = {"G": generator, "D": nn.Sequential(*critic)}
     torch.save({name: at_random(one).state_dict() for name, one in networks.items()}, path)
     return str(path)
 
 
-def test_a_discriminator_takes_the_pictures_that_the_generator_draws(tmp_path, capsys):
+def test_a_discriminator_takes_the_images_that_the_generator_draws(tmp_path, capsys):
     path = write_both(tmp_path / "a.pth", [*plain_critic()[:-1], nn.Flatten(), nn.Linear(8 * 4, 1)])
     assert Discriminator.from_checkpoint(path).image_size == (32, 32)  # the likeliest, by itself
     capsys.readouterr()
@@ -343,7 +343,7 @@ def test_a_discriminator_takes_the_pictures_that_the_generator_draws(tmp_path, c
         ([*plain_critic()[:-1], nn.Flatten(), nn.Linear(8 * 64, 1)], "can't take 16x16 pixels"),
     ],
 )
-def test_a_discriminator_of_other_pictures_is_one_line(tmp_path, critic, says):
+def test_a_discriminator_of_other_images_is_one_line(tmp_path, critic, says):
     path = write_both(tmp_path / "a.pth", critic)
     with pytest.raises(CheckpointError, match=rf"a\.pth .*{says}"):
         run(path, "features --filters 2 --seeds 0-3")

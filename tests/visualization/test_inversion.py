@@ -1,4 +1,4 @@
-"""Inversion: a picture that the generator draws is found again; photos, read as for training."""
+"""Inversion: an image that the generator draws is found again; photos, read as for training."""
 
 import shlex
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_generator, write_pictures
+from conftest import write_generator, write_images
 from PIL import Image
 
 from dataset import load, to_image
 from explore import COMMANDS
-from models import Discriminator, Generator, draw, sample_latents
+from models import Discriminator, Generator, generate, sample_latents
 from preprocessing.sources import DataError
 from serialization import checkpoint
 from utils import SettingsError, parse_settings
@@ -37,20 +37,20 @@ def difference(x, y):
 
 @pytest.mark.parametrize("z_dist", ["normal", "uniform"])
 @pytest.mark.parametrize("compare", ["pixels", "maps"])
-def test_a_drawn_picture_is_found_again(z_dist, compare):
+def test_a_drawn_image_is_found_again(z_dist, compare):
     generator, discriminator = make_networks(z_dist)
-    wanted = draw(generator, sample_latents([2, 3], 4, z_dist))
+    wanted = generate(generator, sample_latents([2, 3], 4, z_dist))
     z = invert(generator, wanted, discriminator if compare == "maps" else None, 4, STEPS)
     assert z.shape == (2, 4) and z.dtype == torch.float32 and not z.requires_grad
     apart = difference(wanted, wanted.roll(1, 0))
-    assert (difference(draw(generator, z), wanted) < 0.02 * apart).all()
+    assert (difference(generate(generator, z), wanted) < 0.02 * apart).all()
     if z_dist == "uniform":
         assert z.abs().max() <= 1
 
 
-def test_a_latent_follows_from_its_picture_and_the_seed_alone():
+def test_a_latent_follows_from_its_image_and_the_seed_alone():
     generator, discriminator = make_networks()
-    wanted = draw(generator, sample_latents([1, 2], 4))
+    wanted = generate(generator, sample_latents([1, 2], 4))
     together = invert(generator, wanted, discriminator, 2, 5)
     assert torch.equal(invert(generator, wanted[1:], discriminator, 2, 5), together[1:])
     assert not torch.equal(invert(generator, wanted, discriminator, 2, 5, seed=1), together)
@@ -59,7 +59,7 @@ def test_a_latent_follows_from_its_picture_and_the_seed_alone():
 def test_the_networks_are_left_as_they_were():
     networks = make_networks()
     before = [{k: v.clone() for k, v in network.state_dict().items()} for network in networks]
-    wanted = draw(networks[0], sample_latents([1], 4))
+    wanted = generate(networks[0], sample_latents([1], 4))
     invert(networks[0].train(), wanted, networks[1].train(), 2, 3)
     for network, state in zip(networks, before, strict=True):
         assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
@@ -68,7 +68,7 @@ def test_the_networks_are_left_as_they_were():
 
 def test_the_prior_holds_latents_to_the_length_of_those_to_draw_from(monkeypatch):
     generator, _ = make_networks()
-    unlikely = draw(generator, 3 * sample_latents([2, 3], 4))
+    unlikely = generate(generator, 3 * sample_latents([2, 3], 4))
     lengths = []
     for prior in (0, 1):
         monkeypatch.setattr("visualization.inversion.PRIOR", prior)
@@ -79,15 +79,15 @@ def test_the_prior_holds_latents_to_the_length_of_those_to_draw_from(monkeypatch
 
 def test_more_steps_and_starts_come_nearer():
     generator, _ = make_networks()
-    wanted = draw(generator, sample_latents(range(2), 4))
+    wanted = generate(generator, sample_latents(range(2), 4))
     far, near = (
-        difference(draw(generator, invert(generator, wanted, None, *search)), wanted).mean()
+        difference(generate(generator, invert(generator, wanted, None, *search)), wanted).mean()
         for search in ((1, 1), (4, STEPS))
     )
     assert near < 0.1 * far
 
 
-def test_the_distance_is_0_of_the_picture_itself_and_sees_what_the_discriminator_sees():
+def test_the_distance_is_0_of_the_image_itself_and_sees_what_the_discriminator_sees():
     _, discriminator = make_networks()
     x = torch.rand(3, 3, 12, 16) * 2 - 1
     pixels, both = distances(x[:1], None), distances(x[:1], discriminator.eval())
@@ -100,7 +100,7 @@ def test_the_distance_is_0_of_the_picture_itself_and_sees_what_the_discriminator
 
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1), ("RGBA", 4), ("RGB", 1)])
 def test_photos_are_read_as_for_training(tmp_path, mode, channels):
-    folder = write_pictures(tmp_path / "photos", 3, mode=mode)
+    folder = write_images(tmp_path / "photos", 3, mode=mode)
     photos = read_photos([str(path) for path in sorted(folder.iterdir())], (12, 16), channels)
     assert photos.shape == (3, 12, 16, channels)
     assert np.array_equal(photos, load(str(folder), (12, 16), channels))
@@ -108,7 +108,7 @@ def test_photos_are_read_as_for_training(tmp_path, mode, channels):
 
 @pytest.mark.parametrize("problem", ["missing", "broken", "folder"])
 def test_a_photo_that_cannot_be_read_is_named(tmp_path, problem):
-    folder = write_pictures(tmp_path / "photos", 2)
+    folder = write_images(tmp_path / "photos", 2)
     bad = folder / "bad.png"
     if problem == "broken":
         bad.write_bytes(next(folder.glob("0*")).read_bytes()[:200])
@@ -121,7 +121,7 @@ def test_a_photo_that_cannot_be_read_is_named(tmp_path, problem):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_command_writes_the_sheet_and_latents_that_draw_it(tmp_path, channels, capsys):
     path = write_generator(tmp_path / "a.pth", channels)
-    folder = write_pictures(tmp_path / "photos", 9)
+    folder = write_images(tmp_path / "photos", 9)
     photos = [str(photo) for photo in sorted(folder.iterdir())]
 
     def run(*words):
@@ -137,7 +137,7 @@ def test_the_command_writes_the_sheet_and_latents_that_draw_it(tmp_path, channel
     pixels = np.asarray(Image.open(sheet)).reshape(*Image.open(sheet).size[::-1], -1)
     last = read_latents("new/photo.npy:8", 8)[1]
     column, line = pixels.shape[1] // 8, 2 + 12 + 2 + 12 + 15 + 2
-    photo, drawn = read_photos(photos[8:], (12, 16), channels), to_image(draw(generator, last))
+    photo, drawn = read_photos(photos[8:], (12, 16), channels), to_image(generate(generator, last))
     for image, top in ((photo, line), (drawn, line + 14)):
         part = pixels[top : top + 12, : column + 2]
         windows = np.lib.stride_tricks.sliding_window_view(part, 16, 1)
@@ -154,7 +154,7 @@ def test_a_checkpoint_without_a_discriminator_compares_pixels(tmp_path, capsys):
     contents = checkpoint.load(path)
     del contents["discriminator"]
     checkpoint.save(path, contents)
-    photo = str(next(write_pictures(tmp_path / "photos", 1).iterdir()))
+    photo = str(next(write_images(tmp_path / "photos", 1).iterdir()))
     parse_settings(COMMANDS, None, ["invert", photo, "--load_path", path, "--steps", "1"]).run()
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and "pixels alone" in said
@@ -168,7 +168,7 @@ def test_a_sheet_that_is_too_large_is_refused_before_the_search(tmp_path):
 
 
 def test_no_photo_is_written_over(tmp_path):
-    folder, path = write_pictures(tmp_path / "photos", 2), write_generator(tmp_path / "a.pth", 3)
+    folder, path = write_images(tmp_path / "photos", 2), write_generator(tmp_path / "a.pth", 3)
     photos = sorted(map(str, folder.iterdir()))
     before = [Path(photo).read_bytes() for photo in photos]
     with pytest.raises(SettingsError, match=r"--output .*0001\.png: is one of the photos"):

@@ -9,8 +9,8 @@ from conftest import write_generator
 from strangers import Example, at_random
 
 from dataset import to_image
-from generate import Request, generate
-from models import Discriminator, Generator, draw, sample_latents
+from generate import Request, generate_images
+from models import Discriminator, Generator, generate, sample_latents
 from serialization.checkpoint import CheckpointError
 from serialization.export import export_onnx
 from train import Config, train
@@ -27,11 +27,11 @@ def stranger(path):
 
 
 @pytest.mark.parametrize("write", [own, stranger])
-def test_onnxruntime_draws_the_generators_pictures_for_any_batch_size(write, capsys):
+def test_onnxruntime_draws_the_generators_images_for_any_batch_size(write, capsys):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     path = write(Path("a.pth"))
-    output = generate(Request(load_path=path, export_onnx="new/a.onnx"))
+    output = generate_images(Request(load_path=path, export_onnx="new/a.onnx"))
     assert "onnxruntime draws the same" in capsys.readouterr().out
     assert not Path("samples").exists() and list(output.parent.iterdir()) == [output]
 
@@ -48,16 +48,16 @@ def test_onnxruntime_draws_the_generators_pictures_for_any_batch_size(write, cap
 
 
 class Mixed(Generator):
-    """A network whose pictures depend on those that are drawn with them."""
+    """A network whose images depend on those that are drawn with them."""
 
     def forward(self, z):
         return super().forward(z - z.mean(0))
 
 
-def test_a_graph_that_draws_other_pictures_is_not_written():
+def test_a_graph_that_draws_other_images_is_not_written():
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    with pytest.raises(RuntimeError, match="other pictures"):
+    with pytest.raises(RuntimeError, match="other images"):
         export_onnx(at_random(Mixed(8, 16, 1, 16)), Path("a.onnx"), Path("a.pth"))
     assert not Path("a.onnx").exists()
 
@@ -65,7 +65,7 @@ def test_a_graph_that_draws_other_pictures_is_not_written():
 def test_without_onnxruntime_it_is_written_unchecked(monkeypatch, capsys):
     pytest.importorskip("onnxscript")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
-    assert generate(Request(load_path=own(Path("a.pth")), export_onnx="a.onnx")).exists()
+    assert generate_images(Request(load_path=own(Path("a.pth")), export_onnx="a.onnx")).exists()
     assert "not checked" in capsys.readouterr().out
 
 
@@ -73,7 +73,7 @@ def test_without_onnxscript_it_is_one_line_that_says_what_to_install(monkeypatch
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     path = own(Path("a.pth"))
     with pytest.raises(SettingsError, match="pip install onnxscript onnxruntime"):
-        generate(Request(load_path=path, export_onnx="new/a.onnx"))
+        generate_images(Request(load_path=path, export_onnx="new/a.onnx"))
     assert not Path("new").exists()
 
 
@@ -94,22 +94,22 @@ def test_mistakes_are_refused_and_nothing_is_written(wrong, says):
     Path("folder.onnx").mkdir()
     before = {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")}
     with pytest.raises(SettingsError, match=says):
-        generate(Request(load_path="own.onnx", **wrong))
+        generate_images(Request(load_path="own.onnx", **wrong))
     with pytest.raises(CheckpointError):
-        generate(Request(load_path="missing.pth", export_onnx="a.onnx"))
+        generate_images(Request(load_path="missing.pth", export_onnx="a.onnx"))
     assert {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")} == before
 
 
 def test_a_small_checkpoint_draws_and_discriminates_as_the_large_one(small):
     last = train(Config(**small))
-    output = generate(Request(load_path=str(last), export_checkpoint="new/cats.pth"))
+    output = generate_images(Request(load_path=str(last), export_checkpoint="new/cats.pth"))
     beside = output.with_name("cats_discriminator.pth")
     assert sorted(output.parent.iterdir()) == [output, beside]
     kept = torch.load(output, weights_only=True)
     assert kept.keys() == {"format", "config", "epoch", "step", "generator"}
 
     z = sample_latents(range(8), 8)
-    images = [to_image(draw(Generator.from_checkpoint(path), z)) for path in (last, output)]
+    images = [to_image(generate(Generator.from_checkpoint(path), z)) for path in (last, output)]
     assert abs(images[0].astype(int) - images[1]).max() <= 1
     x = torch.rand(4, 3, 16, 16) * 2 - 1
     logits = [Discriminator.from_checkpoint(path)(x) for path in (last, beside, output)]
@@ -118,7 +118,7 @@ def test_a_small_checkpoint_draws_and_discriminates_as_the_large_one(small):
         Generator.from_checkpoint(beside)
     beside.unlink()
     with pytest.raises(CheckpointError, match="holds no discriminator"):
-        generate(Request(load_path=str(output), export_checkpoint="again.pth"))
+        generate_images(Request(load_path=str(output), export_checkpoint="again.pth"))
     assert not Path("again.pth").exists()
     with pytest.raises(CheckpointError, match="can't be trained further"):
         train(Config(resume=str(output), name="further", epochs=3))
@@ -127,5 +127,5 @@ def test_a_small_checkpoint_draws_and_discriminates_as_the_large_one(small):
 def test_a_small_checkpoint_of_a_strangers_network_is_refused():
     path = stranger(Path("a.pth"))
     with pytest.raises(CheckpointError, match=r"no checkpoint of train\.py"):
-        generate(Request(load_path=path, export_checkpoint="b.pth"))
+        generate_images(Request(load_path=path, export_checkpoint="b.pth"))
     assert not Path("b.pth").exists()

@@ -11,7 +11,7 @@ import torch
 from dataset import batches
 from game import load_players, make_players, train_step
 from losses import LOSSES
-from models import draw, sample_latents
+from models import generate, sample_latents
 from serialization import checkpoint
 from train import Config, train
 from training.acceleration import WARM_UP, Graph
@@ -51,14 +51,14 @@ def test_a_recorded_step_is_the_step(monkeypatch):
 
 @pytest.mark.parametrize("settings", [{}, {"fresh_latents": True, "precision": "fp32"}])
 def test_a_run_on_a_gpu_is_resumed_on_a_cpu(small, settings):
-    """bf16 by default, the pictures resident, 10 steps of which most are replayed."""
+    """bf16 by default, the images resident, 10 steps of which most are replayed."""
     settings = small | {"device": "cuda", "mirror": True} | settings
     last = checkpoint.load(train(Config(**settings)))
     assert last["step"] == 10 and all(t.isfinite().all() for t in last["generator"].values())
     assert last["config"]["precision"] == settings.get("precision", "bf16")
     resumed = train(Config(**settings | {"device": "cpu"}, resume="last", epochs=3))
     assert checkpoint.load(resumed)["step"] == 15
-    log = Path(small["sample_dir"], "pictures", "log.jsonl").read_text().splitlines()
+    log = Path(small["sample_dir"], "images", "log.jsonl").read_text().splitlines()
     assert len({json.loads(line)["loss_d"] for line in log}) == 15
 
 
@@ -82,9 +82,9 @@ def test_drawing_between_recorded_steps_and_going_on_from_a_cpu(tmp_path):
     players = make_players(Config(**CONFIG), DEVICE)
     load_players(players, states)
     play(WARM_UP + 2, graph=True, players=players)
-    before = draw(players.generator, sample_latents(range(4), 100))
+    before = generate(players.generator, sample_latents(range(4), 100))
     play(WARM_UP + 2, graph=True, players=players)
-    assert not torch.equal(before, draw(players.generator, sample_latents(range(4), 100)))
+    assert not torch.equal(before, generate(players.generator, sample_latents(range(4), 100)))
     states = {name: player.state_dict() for name, player in players._asdict().items()}
     load_players(cpu, states)
     train_step(cpu, LOSSES["bce"], torch.rand(8, 3, 32, 32), torch.randn(8, 100))

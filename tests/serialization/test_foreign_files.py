@@ -20,7 +20,7 @@ from strangers import (
     chain,
     down,
     plain_critic,
-    same_pictures,
+    same_images,
     up,
 )
 from test_probe import write_classes
@@ -29,12 +29,12 @@ from torch import nn
 import probe
 from evaluate import Request as Evaluation
 from evaluate import evaluate
-from generate import Request, draw_batches, generate
+from generate import Request, draw_batches, generate_images
 from models import Discriminator, Generator, sample_latents
 from serialization import checkpoint
 from serialization.checkpoint import CheckpointError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_what_stands_beside_weights_is_not_run(tmp_path, pair, legacy):
             with pytest.raises(CheckpointError, match=r"a\.pth is no checkpoint.*would open alone"):
                 Generator.from_checkpoint(path)
         else:
-            same_pictures(path, pair[0], 7)
+            same_images(path, pair[0], 7)
     torch.save({"netG": pair[0].state_dict(), "call": Call(os.mkdir, str(proof))}, path)
     with pytest.raises(CheckpointError, match=r"a\.pth holds more than weights.*state_dict\(\)"):
         Generator.from_checkpoint(path)
@@ -130,7 +130,7 @@ def test_what_stands_beside_weights_is_not_run(tmp_path, pair, legacy):
 
 def test_networks_that_were_pickled_whole_are_taken_apart(tmp_path, pair):
     torch.save({"G": nn.DataParallel(pair[0]), "epoch": 3}, tmp_path / "a.pth")
-    same_pictures(tmp_path / "a.pth", pair[0], 7)
+    same_images(tmp_path / "a.pth", pair[0], 7)
     nest = nn.Sequential()
     for _ in range(40):
         nest = nn.Sequential(nest, nest)
@@ -188,7 +188,7 @@ def test_nests_without_end_are_walked_once(tmp_path, pair):
     for _ in range(40):
         nest = [nest, nest]
     torch.save({"nest": nest, "G": pair[0].state_dict()}, tmp_path / "a.pth")
-    same_pictures(tmp_path / "a.pth", pair[0], 7)
+    same_images(tmp_path / "a.pth", pair[0], 7)
 
 
 # The commands ------------------------------------------------------------------------------------
@@ -242,11 +242,11 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, pair, arguments, s
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_evaluate_and_its_discriminator_features(tmp_path, pictures, pair):
+def test_evaluate_and_its_discriminator_features(tmp_path, images, pair):
     path = tmp_path / "a.pth"
     torch.save({name: n.state_dict() for name, n in zip("GD", pair, strict=True)}, path)
     lines = evaluate(
-        Evaluation(load_path=str(path), data=str(pictures), feature_network="discriminator",
+        Evaluation(load_path=str(path), data=str(images), feature_network="discriminator",
                    cache_dir=str(tmp_path / "cache"), device="cpu")
     )  # fmt: skip
     assert lines[0]["image_size"] == "64x64" and np.isfinite(lines[0]["value"])
@@ -274,12 +274,12 @@ def test_the_pytorch_example_loads_what_is_exported(tmp_path, no_ema):
     )
     checkpoint.save(tmp_path / "a.pth", {"config": config, **states})
     request = {"load_path": str(tmp_path / "a.pth"), "no_ema": no_ema, "device": "cpu"}
-    output = generate(Request(**request, export_state_dict=str(tmp_path / "new" / "Y.pth")))
+    output = generate_images(Request(**request, export_state_dict=str(tmp_path / "new" / "Y.pth")))
     state = torch.load(output, weights_only=True)
     example = Example()
     example.load_state_dict(state, strict=True)
     own = Generator.from_checkpoint(tmp_path / "a.pth", average=not no_ema)
-    same_pictures(output, example.eval(), 100)
+    same_images(output, example.eval(), 100)
     again = Generator.from_checkpoint(output)
     for (_, ours), (_, theirs) in zip(
         draw_batches(own, [3, 4]), draw_batches(again, [3, 4]), strict=True
@@ -293,7 +293,7 @@ def test_a_stranger_is_exported_with_the_examples_names(tmp_path):
     torch.save({"netG": stranger.state_dict()}, tmp_path / "a.pth")
     request = Request(load_path=str(tmp_path / "a.pth"), export_state_dict=str(tmp_path / "b.pth"))
     example = Example(12, (16, 8, 6))
-    example.load_state_dict(torch.load(generate(request), weights_only=True), strict=True)
+    example.load_state_dict(torch.load(generate_images(request), weights_only=True), strict=True)
     z = torch.randn(3, 12)
     with torch.no_grad():
         assert torch.allclose(example.eval()(z), stranger(z), atol=1e-5)

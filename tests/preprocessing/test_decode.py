@@ -1,4 +1,4 @@
-"""Pictures of every kind and layout are found, and become the right pixels."""
+"""Images of every kind and layout are found, and become the right pixels."""
 
 import os
 import subprocess
@@ -9,25 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_mnist, write_pictures
+from conftest import write_images, write_mnist
 from PIL import Image
 
 from dataset import load
 from preprocessing.cache import open_cached
 from preprocessing.sources import DataError, find
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 # Layouts -----------------------------------------------------------------------------------------
 
 
 def test_flat_nested_and_class_folders_in_order_whatever_the_suffix_case(tmp_path):
-    folder = write_pictures(tmp_path / "set", 2, suffix=".JPG")
-    write_pictures(folder / "b" / "deep", 1, suffix=".PnG", first=2)
-    write_pictures(folder / "a", 1, suffix=".jpeg", first=3)
-    (folder / "notes.txt").write_text("no picture")
-    write_pictures(folder / ".hidden", 1)
+    folder = write_images(tmp_path / "set", 2, suffix=".JPG")
+    write_images(folder / "b" / "deep", 1, suffix=".PnG", first=2)
+    write_images(folder / "a", 1, suffix=".jpeg", first=3)
+    (folder / "notes.txt").write_text("no image")
+    write_images(folder / ".hidden", 1)
     names = ["0000.JPG", "0001.JPG", "a/0003.jpeg", "b/deep/0002.PnG"]
     assert [Path(name).as_posix() for name in find(str(folder)).names] == names
     images = load(str(folder))
@@ -35,19 +35,19 @@ def test_flat_nested_and_class_folders_in_order_whatever_the_suffix_case(tmp_pat
 
 
 def test_an_archive_holds_what_its_folder_does(tmp_path):
-    folder = write_pictures(tmp_path / "set" / "inner", 5).parent
+    folder = write_images(tmp_path / "set" / "inner", 5).parent
     (folder / "__MACOSX").mkdir()
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         for path in sorted(folder.rglob("*.png"), reverse=True):
             archive.write(path, path.relative_to(folder))
-        archive.writestr("__MACOSX/._0000.png", b"not a picture")
+        archive.writestr("__MACOSX/._0000.png", b"not an image")
         archive.writestr("readme.txt", b"hello")
         archive.writestr("__MACOSX\\._0001.png", b"as Windows may write it")
     assert np.array_equal(load(str(tmp_path / "set.zip")), load(str(folder)))
 
 
 def test_a_linked_circle_is_walked_once(tmp_path):
-    folder = write_pictures(tmp_path / "set", 3)
+    folder = write_images(tmp_path / "set", 3)
     try:
         os.symlink(folder, folder / "again", target_is_directory=True)
     except OSError:
@@ -55,17 +55,17 @@ def test_a_linked_circle_is_walked_once(tmp_path):
     assert len(load(str(folder))) == 3
 
 
-def test_a_link_to_itself_is_skipped_and_named(pictures, capsys):
+def test_a_link_to_itself_is_skipped_and_named(images, capsys):
     try:
-        os.symlink("again.png", pictures / "again.png")
+        os.symlink("again.png", images / "again.png")
     except OSError:
         pytest.skip("links are not permitted here")
-    assert len(load(str(pictures))) == 20
+    assert len(load(str(images))) == 20
     assert "again.png" in capsys.readouterr().err
 
 
 def test_a_path_that_exists_wins_over_a_name(tmp_path, monkeypatch):
-    write_pictures(tmp_path / "digits", 3)
+    write_images(tmp_path / "digits", 3)
     monkeypatch.chdir(tmp_path)
     assert load("digits").shape == (3, 64, 64, 3)
 
@@ -99,20 +99,20 @@ def test_a_torchvision_set_is_used_from_where_it_lies(tmp_path):
 )
 def test_channels_are_found_from_the_data(tmp_path, modes, channels):
     for i, mode in enumerate(modes):
-        write_pictures(tmp_path, 1, mode=mode, first=i)
+        write_images(tmp_path, 1, mode=mode, first=i)
     assert load(str(tmp_path)).shape[3] == channels
     for wanted in (1, 3, 4):
         assert load(str(tmp_path), channels=wanted).shape[3] == wanted
 
 
 def one(tmp_path, image, **options):
-    """Save one picture, and give what the network sees of it at its own size, (H, W, C)."""
+    """Save one image, and give what the network sees of it at its own size, (H, W, C)."""
     path = tmp_path / options.pop("name", "a.png")
     image.save(path, **options)
     return load(str(tmp_path), image_size=image.size[::-1])[0]
 
 
-def test_a_picture_of_the_right_size_is_kept_to_the_bit(tmp_path):
+def test_a_image_of_the_right_size_is_kept_to_the_bit(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
     assert np.array_equal(one(tmp_path, Image.fromarray(pixels)), pixels)
 
@@ -144,7 +144,7 @@ def test_cmyk_and_one_bit(tmp_path):
     assert one(tmp_path, Image.new("1", (16, 16), 1))[0, 0].tolist() == [255]
 
 
-def test_alpha_goes_over_white_beside_pictures_without(tmp_path):
+def test_alpha_goes_over_white_beside_images_without(tmp_path):
     Image.new("RGBA", (16, 16), (200, 0, 0, 0)).save(tmp_path / "a.png")
     Image.new("RGB", (16, 16), (1, 2, 3)).save(tmp_path / "b.png")
     clear, solid = load(str(tmp_path), (16, 16))
@@ -198,14 +198,14 @@ def test_a_large_jpeg_is_as_good_as_its_full_decoding(tmp_path):
 # What can't be read ------------------------------------------------------------------------------
 
 
-def test_unreadable_files_are_skipped_and_named(pictures, capsys):
-    whole = (pictures / "0003.png").read_bytes()
-    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (pictures / "empty.jpg").write_bytes(b"")
-    (pictures / "text.jpg").write_text("no picture")
-    Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(pictures / "float.tif")
-    Image.fromarray(np.full((9, 9), 200, np.int32)).save(pictures / "int.tif")
-    assert len(load(str(pictures))) == 20
+def test_unreadable_files_are_skipped_and_named(images, capsys):
+    whole = (images / "0003.png").read_bytes()
+    (images / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (images / "empty.jpg").write_bytes(b"")
+    (images / "text.jpg").write_text("no image")
+    Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(images / "float.tif")
+    Image.fromarray(np.full((9, 9), 200, np.int32)).save(images / "int.tif")
+    assert len(load(str(images))) == 20
     said = capsys.readouterr().err
     assert "5 of 25" in said and len(said.splitlines()) == 1
     assert all(
@@ -213,21 +213,21 @@ def test_unreadable_files_are_skipped_and_named(pictures, capsys):
     )
 
 
-def test_what_is_named_like_a_picture_but_is_no_file_is_left_alone(pictures):
-    (pictures / "folder.png").mkdir()
+def test_what_is_named_like_a_image_but_is_no_file_is_left_alone(images):
+    (images / "folder.png").mkdir()
     if hasattr(os, "mkfifo"):
-        os.mkfifo(pictures / "pipe.png")
-    assert len(load(str(pictures))) == 20
+        os.mkfifo(images / "pipe.png")
+    assert len(load(str(images))) == 20
 
 
-def test_a_decompression_bomb_is_skipped(pictures):
-    Image.new("1", (20_000, 10_000)).save(pictures / "bomb.png")
-    skipped = open_cached(find(str(pictures)), (8, 8), None, "cache", "bomb").skipped
+def test_a_decompression_bomb_is_skipped(images):
+    Image.new("1", (20_000, 10_000)).save(images / "bomb.png")
+    skipped = open_cached(find(str(images)), (8, 8), None, "cache", "bomb").skipped
     assert [name for name, _ in skipped] == ["bomb.png"] and "pixels" in skipped[0][1]
 
 
 def test_more_than_half_unreadable_is_an_error(tmp_path):
-    write_pictures(tmp_path, 2)
+    write_images(tmp_path, 2)
     for i in range(2):
         (tmp_path / f"bad{i}.png").write_bytes(b"")
     assert len(load(str(tmp_path))) == 2
@@ -239,14 +239,14 @@ def test_more_than_half_unreadable_is_an_error(tmp_path):
 def test_data_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         load(str(tmp_path / "missing"))
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         load(str(tmp_path))
     (tmp_path / "a.zip").write_bytes(b"no archive")
     with pytest.raises(DataError, match=r"a\.zip"):
         load(str(tmp_path / "a.zip"))
 
 
-def test_reading_is_quiet_about_odd_but_readable_pictures(tmp_path):
+def test_reading_is_quiet_about_odd_but_readable_images(tmp_path):
     image = Image.new("P", (16, 16), 1)
     image.putpalette([0, 0, 0, 9, 9, 9])
     image.save(tmp_path / "a.png", transparency=b"\x00\x80")
@@ -259,15 +259,15 @@ def test_reading_is_quiet_about_odd_but_readable_pictures(tmp_path):
 
 
 def test_worker_processes_survive_the_spawn_start_method(tmp_path):
-    folder = write_pictures(tmp_path / "set", 600, size=(8, 8))
+    folder = write_images(tmp_path / "set", 600, size=(8, 8))
     script = tmp_path / "script.py"
     script.write_text(
         "import multiprocessing, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import pictures, dataset\n"
+        "import images, dataset\n"
         "if __name__ == '__main__':\n"
         "    multiprocessing.set_start_method('spawn')\n"
-        "    pictures.os.cpu_count = lambda: 2\n"
+        "    images.os.cpu_count = lambda: 2\n"
         f"    print(dataset.load({str(folder)!r}, (8, 8)).sum())\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Directions of z: what the first layer answers most, and pictures moved along them."""
+"""Directions of z: what the first layer answers most, and images moved along them."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from test_explore import holds, run
 from torch import nn
 
 from dataset import to_image
-from models import Generator, draw, sample_latents
+from models import Generator, generate, sample_latents
 from utils import SettingsError
 from visualization.directions import leading_directions, read_displacement, read_moves
 
@@ -66,5 +66,5 @@ def test_pick_draws_latents_moved_at_their_distance(tmp_path):
     sheet = Image.open(run("pick", "--load_path", path, "--seeds", "5", "--move", "1:2,2:-3"))
     generator, z = Generator.from_checkpoint(path), sample_latents([5], 8)
     moved = z + read_displacement(generator, "1:2,2:-3")
-    there = to_image(draw(generator, moved * z.norm() / moved.norm()))[0]
-    assert holds(sheet, there) and not holds(sheet, to_image(draw(generator, z))[0])
+    there = to_image(generate(generator, moved * z.norm() / moved.norm()))[0]
+    assert holds(sheet, there) and not holds(sheet, to_image(generate(generator, z))[0])

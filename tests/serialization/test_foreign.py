@@ -14,7 +14,7 @@ from strangers import (
     chain,
     down,
     plain_critic,
-    same_pictures,
+    same_images,
     up,
     z_dim_of,
 )  # fmt: skip
@@ -72,7 +72,7 @@ STRANGERS = {
     "equal widths, biases": lambda: chain(
         *up(8, 8, 4), *up(8, 8, *TAIL), *up(8, 8, *TAIL), nn.ConvTranspose2d(8, 3, *TAIL), nn.Tanh()
     ),
-    "norm of the picture": lambda: chain(
+    "norm of the image": lambda: chain(
         *up(8, 6, 4), *up(6, 5, *TAIL), *up(5, 3, *TAIL)[:2], nn.Tanh(),
     ),
     "96": lambda: chain(
@@ -123,10 +123,10 @@ def pair():
 
 
 @pytest.mark.parametrize("name", STRANGERS)
-def test_a_stranger_draws_its_own_pictures(tmp_path, name):
+def test_a_stranger_draws_its_own_images(tmp_path, name):
     stranger = at_random(STRANGERS[name]())
     torch.save(stranger.state_dict(), tmp_path / "a.pth")
-    same_pictures(tmp_path / "a.pth", stranger, z_dim_of(stranger))
+    same_images(tmp_path / "a.pth", stranger, z_dim_of(stranger))
 
 
 @pytest.mark.parametrize("name", STRANGERS)
@@ -134,7 +134,7 @@ def test_the_order_of_a_file_does_not_matter(tmp_path, name):
     stranger = at_random(STRANGERS[name]())
     state = stranger.state_dict()
     torch.save({key: state[key] for key in sorted(state)}, tmp_path / "a.pth")
-    same_pictures(tmp_path / "a.pth", stranger, z_dim_of(stranger))
+    same_images(tmp_path / "a.pth", stranger, z_dim_of(stranger))
 
 
 @pytest.mark.parametrize("name", ["example", "linear, norm of maps", "gen.0.0"])
@@ -149,7 +149,7 @@ def test_names_that_tell_nothing_are_chained_by_their_channels(tmp_path, name):
         )
     }
     torch.save({key: state[key] for key in sorted(state)}, tmp_path / "a.pth")
-    same_pictures(tmp_path / "a.pth", stranger, z_dim_of(stranger))
+    same_images(tmp_path / "a.pth", stranger, z_dim_of(stranger))
 
 
 NESTS = {
@@ -177,7 +177,7 @@ def test_both_networks_are_found_wherever_they_lie(tmp_path, pair, nest, legacy)
     contents = NESTS[nest](*(dict(network.state_dict()) for network in pair))
     path = tmp_path / "a.pth"
     torch.save(contents, path, _use_new_zipfile_serialization=not legacy)
-    same_pictures(path, generator, 7)
+    same_images(path, generator, 7)
     if nest in ("generator", "netG_state_dict", "G", "list", "flat", "lightning"):
         same_features(path, discriminator)
     else:
@@ -214,15 +214,15 @@ def test_optimizers_and_averages_beside_a_network(tmp_path, pair):
         "G": generator.state_dict(), "G_ema": AveragedModel(average).state_dict(),
     }  # fmt: skip
     torch.save(contents, tmp_path / "a.pth")
-    same_pictures(tmp_path / "a.pth", average, 7)
-    same_pictures(tmp_path / "a.pth", generator, 7, average=False)
+    same_images(tmp_path / "a.pth", average, 7)
+    same_images(tmp_path / "a.pth", generator, 7, average=False)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_any_precision(tmp_path, pair, kind):
     generator = pair[0].to(kind)
     torch.save(generator.state_dict(), tmp_path / "a.pth")
-    same_pictures(tmp_path / "a.pth", generator.float(), 7)
+    same_images(tmp_path / "a.pth", generator.float(), 7)
 
 
 def test_a_file_from_a_gpu_opens_without_one(tmp_path, pair):
@@ -232,7 +232,7 @@ def test_a_file_from_a_gpu_opens_without_one(tmp_path, pair):
     data = path.read_bytes()
     path.write_bytes(data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"))
     assert path.stat().st_size > len(data)
-    same_pictures(path, pair[0], 7)
+    same_images(path, pair[0], 7)
 
 
 def leaky():
@@ -247,7 +247,7 @@ def leaky():
 def test_what_no_file_says_is_said_and_can_be_given(tmp_path, capsys):
     stranger, path = at_random(leaky()), tmp_path / "a.pth"
     torch.save(stranger.state_dict(), path)
-    same_pictures(path, stranger, 8, activation="leaky_relu")
+    same_images(path, stranger, 8, activation="leaky_relu")
     assert Generator.from_checkpoint(path, z_dist="uniform").z_dist == "uniform"
     capsys.readouterr()
     Generator.from_checkpoint(path)
@@ -258,7 +258,7 @@ def test_what_no_file_says_is_said_and_can_be_given(tmp_path, capsys):
         chain(*up(8, 6, 4), *up(6, 5, 4, 1), nn.ConvTranspose2d(5, 1, *TAIL), nn.Tanh())
     )
     torch.save(doubles.state_dict(), path)
-    same_pictures(path, doubles, 8, image_size=(14, 14))
+    same_images(path, doubles, 8, image_size=(14, 14))
     with pytest.raises(CheckpointError, match="can't draw 17x40 pixels: its kernels are 4x4"):
         Generator.from_checkpoint(path, image_size=(17, 40))
 

@@ -72,7 +72,7 @@ def test_every_advice_names_a_flag_of_train():
         assert flags and all(flag[2:] in Config.__dataclass_fields__ for flag in flags)
 
 
-def test_variety_is_the_mean_distance_of_two_pictures():
+def test_variety_is_the_mean_distance_of_two_images():
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
     pixels = images.reshape(5, -1).astype(float)
     pairs = [(pixels[i] - pixels[j]) for i in range(5) for j in range(5) if i != j]

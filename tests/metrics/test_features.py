@@ -1,4 +1,4 @@
-"""Feature networks: features of a picture by itself, whatever its channels, and read again."""
+"""Feature networks: features of an image by itself, whatever its channels, and read again."""
 
 import hashlib
 import sys
@@ -33,7 +33,7 @@ def network():
     return DiscriminatorFeatures(Discriminator(4, 3, 16))
 
 
-def test_features_of_a_picture_depend_on_it_alone(network):
+def test_features_of_a_image_depend_on_it_alone(network):
     images = noise(70)
     together = extract(network, images, np.arange(70))
     assert together.shape == (70, 4 + 8) and together.dtype == torch.float32
@@ -49,7 +49,7 @@ def test_the_discriminators_features_are_the_means_of_its_maps(network):
     assert torch.allclose(extract(network, images, np.arange(3)), expected, atol=1e-6)
 
 
-def test_efficientnet_takes_grey_and_transparent_pictures_as_people_see_them():
+def test_efficientnet_takes_grey_and_transparent_images_as_people_see_them():
     pytest.importorskip("efficientnet_lite_pytorch")
     network = load_network("efficientnet")
     grey = noise(2, 1)
@@ -62,7 +62,7 @@ def test_efficientnet_takes_grey_and_transparent_pictures_as_people_see_them():
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_pictures_become_rgb_as_pillow_shows_them(channels):
+def test_images_become_rgb_as_pillow_shows_them(channels):
     images = noise(4, channels)
     for image, seen in zip(images, as_seen(torch.from_numpy(images)).numpy(), strict=True):
         expected = np.asarray(to_channels(Image.fromarray(image.squeeze()), 3)).astype(int)

