@@ -414,6 +414,11 @@ def make_grid(images: np.ndarray) -> Image.Image:
     return Image.fromarray(grid.squeeze(2) if channels == 1 else grid)
 
 
+def evenly_spaced(length: int, count: int) -> np.ndarray:
+    """Return at most `count` of the indices 0 to `length` - 1, evenly spaced."""
+    return np.linspace(0, length - 1, min(length, count)).round().astype(int)
+
+
 def random_at(seed: int, purpose: str, position: int) -> np.random.Generator:
     """Return the random numbers of one position: the order of an epoch, the flips of a step.
 

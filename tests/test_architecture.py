@@ -45,7 +45,7 @@ def test_nothing_runs_at_import(path):
     """Only definitions, constants and the main guard stand at a module's top level."""
     definitions = (
         ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign | ast.FunctionDef | ast.ClassDef
-    )  # noqa: E501
+    )
     docstring, *body = ast.parse(path.read_text(encoding="utf-8")).body
     assert isinstance(docstring, ast.Expr) and isinstance(docstring.value.value, str)
     for node in body:

@@ -1,4 +1,4 @@
-"""The best checkpoint of a run, by the distance of its images from real ones."""
+"""The best checkpoint of a run, by the distance of its samples from the real images."""
 
 from __future__ import annotations
 
@@ -6,37 +6,34 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from config import Config
 from metrics.distances import FEWEST, frechet_distance
 from metrics.features import Drawn, extract, load_network, real_features
-from models import Generator
 from preprocessing.sources import DataError
 from serialization import checkpoint
 from serialization.checkpoint import CheckpointError
+from training.logger import Diverged
 from utils import random_at, warn
 
-COUNT = 2_000  # images drawn, and as many real ones: a minute on two cores
-
-
-class Interrupted(Exception):
-    """The measurement was given up."""
+COUNT = 2_000  # images generated, and as many real ones: a minute on two cores
 
 
 class Best:
-    """Measures a run's generator, and knows its best measure so far.
+    """Measures a run's generator, and remembers its least distance.
 
-    The real `images` (N, H, W, C) uint8 and the seeds are those of `evaluate.py --num_output`, and
-    so is the distance.
+    The real `images` (N, H, W, C) uint8, the seeds and the distance are those of
+    `evaluate.py --num_output`.
 
     Raises:
-        DataError, SettingsError: too few images, or the feature network can't be had.
+        DataError, SettingsError: too few images, or a feature network that is not available.
     """
 
-    def __init__(self, config: Config, images: np.ndarray, device: torch.device) -> None:
+    def __init__(self, config: Any, images: np.ndarray, device: torch.device) -> None:
         half = min(COUNT, len(images) // 2)
         if half < FEWEST:
             raise DataError(f"--evaluate_every: {len(images)} images are too few to compare")
@@ -55,7 +52,7 @@ class Best:
         self.value, self.step = float("inf"), 0
 
     def recall(self) -> None:
-        """Take the best measure of the run so far from its best.pth, if there is one.
+        """Read the best measurement of a resumed run from its best.pth, if there is one.
 
         One that was measured otherwise, by another network or from fewer images, is set aside.
         """
@@ -64,7 +61,7 @@ class Best:
         try:
             saved = checkpoint.load(self.path)
         except CheckpointError as error:
-            warn(f"{error}; what is best counts from here")
+            warn(f"{error}; the best is counted from here")
             return
         match saved:
             case {
@@ -72,7 +69,7 @@ class Best:
                 "step": int(step),
             } if (
                 {"floor": self.floor, **about} == self.about
-                # Other threads, or another device, round the floor otherwise.
+                # Another number of threads, or another device, rounds the floor otherwise.
                 and math.isclose(floor, self.floor, rel_tol=0.01)
             ):
                 self.value, self.step = value, step
@@ -82,22 +79,22 @@ class Best:
                 self.path.rename(aside)
                 warn(f"{self.path} was measured otherwise, and is {aside.name} from here on")
 
-    def measure(self, generator: Generator, interrupted: Callable[[], int]) -> float | None:
-        """Return the distance of the generator's images; None if `interrupted` did not give 0.
+    def measure(self, generator: nn.Module, step: int, stop: Callable[[], int]) -> float | None:
+        """Return the distance of the generator's samples; None once `stop` does not return 0.
 
         Leaves the generator as it was.
+
+        Raises:
+            Diverged: the distance is not finite.
         """
-
-        class Watched(Drawn):
-            def __getitem__(self, seeds: np.ndarray) -> np.ndarray:
-                images = super().__getitem__(seeds)
-                if interrupted():
-                    raise Interrupted
-                return images
-
-        try:
-            drawn = Watched(generator)
-            fake = extract(self.network, drawn, np.arange(self.count), "generated images")
-        except Interrupted:
-            return None
-        return frechet_distance(self.real, fake)
+        features = []
+        for seeds in np.array_split(np.arange(self.count), -(-self.count // 256)):
+            if stop():
+                return None
+            features.append(extract(self.network, Drawn(generator), seeds, "generated images"))
+        value = frechet_distance(self.real, torch.cat(features))
+        if not math.isfinite(value):
+            raise Diverged(step)
+        if value <= self.value:
+            self.value, self.step = value, step
+        return value

@@ -1,6 +1,6 @@
-"""The same run in several processes, its ranks, when torchrun starts it: one for each GPU.
+"""One run in several processes, the ranks that torchrun starts: one for each GPU.
 
-Every function also works in a process of its own, which is rank 0 of 1.
+Every function also works in a process of its own, which is rank 0 of a world size of 1.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-PATIENCE = timedelta(hours=3)  # how long ranks wait while one of them reads images
+PATIENCE = timedelta(hours=3)  # how long ranks wait while one of them decodes images or measures
 
 
-def joined_others() -> bool:
+def is_initialized() -> bool:
     """Return whether this process is one of several that have joined."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Return this process's number among all, from 0."""
-    return dist.get_rank() if joined_others() else 0
+    """Return this process's rank, from 0."""
+    return dist.get_rank() if is_initialized() else 0
 
 
-def count() -> int:
+def world_size() -> int:
     """Return the number of processes."""
-    return dist.get_world_size() if joined_others() else 1
+    return dist.get_world_size() if is_initialized() else 1
 
 
 def local_rank() -> int:
-    """Return this process's number on its machine, from 0, before or after it has joined."""
+    """Return this process's rank on its machine, before or after it has joined."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 @contextlib.contextmanager
-def only_first_speaks() -> Iterator[None]:
-    """Silence the processes but the first that torchrun started, before or after they have joined.
+def only_rank_zero_prints() -> Iterator[None]:
+    """Silence all ranks but the first, before or after they have joined.
 
-    What another one raises is still seen, as that leaves the context.
+    An exception that leaves the context is still printed.
     """
     with contextlib.ExitStack() as stack:
         if int(os.environ.get("RANK", 0)) > 0:
@@ -56,62 +56,61 @@ def only_first_speaks() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started, if it did; only the first of them speaks.
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the processes that torchrun started, if it did; only rank 0 prints.
 
-    A rank that fails does not take its leave, for which it would wait for the others; torchrun
-    ends them.
+    A rank that fails does not leave the group, which would wait for the others; torchrun ends them.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or joined_others():
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or is_initialized():
         yield
         return
     if device.type == "cuda":
         dist.init_process_group("nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
-    with only_first_speaks():
+    with only_rank_zero_prints():
         yield
-    _between_hosts.cache_clear()
+    _cpu_group.cache_clear()
     dist.destroy_process_group()
 
 
 def gather(value: Any) -> list[Any]:
-    """Return every rank's `value`, a plain one, when all are here: a quick rank waits for hours."""
-    if not joined_others():
+    """Return every rank's plain `value`, once all are here; the first may wait for `PATIENCE`."""
+    if not is_initialized():
         return [value]
-    values = [None] * count()
-    dist.all_gather_object(values, value, _between_hosts())
+    values = [None] * world_size()
+    dist.all_gather_object(values, value, _cpu_group())
     return values
 
 
 def largest(value: int) -> int:
     """Return the largest of all ranks' values, so that all of them do the same."""
-    if not joined_others():
+    if not is_initialized():
         return value
     shared = torch.tensor(value)
-    dist.all_reduce(shared, dist.ReduceOp.MAX, _between_hosts())
+    dist.all_reduce(shared, dist.ReduceOp.MAX, _cpu_group())
     return int(shared)
 
 
 @functools.cache
-def _between_hosts() -> dist.ProcessGroup:
+def _cpu_group() -> dist.ProcessGroup:
     """Return a group for values on the CPU; the networks' own should notice a lost rank sooner."""
     return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
-def part(batch_size: int) -> slice:
-    """Return the rows of a global batch that are this rank's; `count()` divides its size."""
-    size = batch_size // count()
+def shard(batch_size: int) -> slice:
+    """Return the rows of a global batch that are this rank's; the world size divides it."""
+    size = batch_size // world_size()
     return slice(rank() * size, (rank() + 1) * size)
 
 
-def share(network: nn.Module, device: torch.device) -> nn.Module:
-    """Make `network` average its gradients over all ranks in every backward pass.
+def average_gradients(network: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap `network` so that every backward pass averages its gradients over all ranks.
 
     Each rank keeps the running statistics of its own batches: to broadcast them would change
     what the discriminator's pass over real images saved for its gradients.
     """
-    if not joined_others():
+    if not is_initialized():
         return network
     devices = [device] if device.type == "cuda" else None
     known = inspect.signature(DistributedDataParallel).parameters
@@ -121,8 +120,8 @@ def share(network: nn.Module, device: torch.device) -> nn.Module:
 
 def mean(values: Tensor) -> Tensor:
     """Average a tensor over the ranks."""
-    if not joined_others():
+    if not is_initialized():
         return values
     total = values.clone()
     dist.all_reduce(total)
-    return total / count()
+    return total / world_size()
