@@ -13,7 +13,7 @@ from dataset import DataError
 from models import Generator, sample_latents
 from serialization import checkpoint
 from serialization.checkpoint import CheckpointError
-from train import Collapsed, Config, train
+from train import Config, train
 from training import monitor
 from utils import SettingsError
 
@@ -38,7 +38,7 @@ def test_a_run_leaves_what_the_readme_says(small, tmp_path):
     assert names == {"last.pth", "epoch_0002.pth", "settings.txt"}
 
     contents = torch.load(last, weights_only=True)
-    assert contents.keys() == {"format", "config", "epoch", "step", "images", *STATES}
+    assert contents.keys() == {"format", "config", "epoch", "step", "pictures", *STATES}
     assert (contents["epoch"], contents["step"]) == (2, 10)
     assert contents["config"]["image_size"] == "16" and contents["config"]["channels"] == 3
 
@@ -74,6 +74,7 @@ CHOICES = [
     {},
     {"mirror": True, "fresh_latents": True, "z_dist": "uniform"},
     {"loss": "hinge", "norm": "none", "activation": "leaky_relu", "image_size": "12x16"},
+    {"r1": 1.0, "r1_every": 3, "precision": "fp16", "augment": True},
 ]
 
 
@@ -151,6 +152,14 @@ def test_a_run_is_named_after_a_folder_with_a_long_name(small, name):
     assert name[:49] in last.parent.name and last.exists()
 
 
+def test_replace_goes_on_with_the_same_settings(small):
+    config = Config(**small, steps=4)
+    train(config)
+    longer = train(replace(config, resume="last", steps=8))
+    assert checkpoint.load(longer)["step"] == 8
+    assert checkpoint.load(train(replace(config, resume="last", steps=None)))["step"] == 10
+
+
 def test_few_steps_are_warned_of(small, capsys):
     train(Config(**small, name="few"))
     assert "10 steps are few" in capsys.readouterr().err
@@ -168,7 +177,7 @@ def test_small_sets_are_advised_on(small, capsys):
 
 def test_resume_with_nothing_saved_starts_anew_and_says_so(small, capsys):
     assert checkpoint.load(train(Config(**small, steps=1, resume="last")))["step"] == 1
-    assert "starting anew" in capsys.readouterr().out
+    assert "starting a new run" in capsys.readouterr().out
 
 
 def test_resume_takes_what_is_not_given_from_the_checkpoint(small):
@@ -256,7 +265,7 @@ def test_a_finished_run_says_so(small, capsys):
     last = train(Config(**small, steps=2))
     kept = last.read_bytes()
     assert train(Config(**small, steps=2, resume="last")) == last
-    assert "2 steps already" in capsys.readouterr().out and last.read_bytes() == kept
+    assert "has all its 2 steps" in capsys.readouterr().out and last.read_bytes() == kept
     assert train(Config(**small, steps=2, resume=str(last), name="branch")) == last
 
 
@@ -296,29 +305,26 @@ def test_settings_of_a_run_repeat_it(small):
     assert same(again["generator"], checkpoint.load(last)["generator"])
 
 
-def test_config_survives_replace():
-    config = Config(epochs=3)
-    assert replace(config, name="x") == Config(epochs=3, name="x")
-
-
-def test_a_collapsed_run_says_so_and_ends_if_it_is_told_to(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(monitor, "BEGUN", 2)  # its images are all grey at first
-    settings = {**small, "sample_every": 3}
-    train(Config(**settings, name="goes-on"))
+def test_a_collapsed_run_says_so_once(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(monitor, "BEGUN", 2)  # its images are all gray at first
+    train(Config(**small, sample_every=3))
     said = capsys.readouterr().err
     assert said.count("collapsed") == 1 and "--learning_rate" in said
-    with pytest.raises(Collapsed, match=r"saved step 3,.*--on_collapse go_on"):
-        train(Config(**settings, name="stops", on_collapse="stop"))
-    folder = Path(small["checkpoint_dir"], "stops")
-    assert checkpoint.load(folder / "last.pth")["step"] == 3
-    log = (tmp_path / "samples" / "stops" / "log.jsonl").read_text().splitlines()
-    entry = json.loads(log[-1])
+    log = (tmp_path / "samples" / "images" / "log.jsonl").read_text().splitlines()
+    entry = json.loads(log[2])
     assert (entry["step"], entry["game"], entry["game_since"]) == (3, "collapsed", 3)
     assert 0 <= entry["variety"] < monitor.NONE_LEFT
-    capsys.readouterr()
-    with pytest.raises(Collapsed, match="saved step 5,"):
-        train(Config(**settings, name="stops", resume="last"))
-    assert "step 4/" not in capsys.readouterr().out  # a step without a grid to tell by
-    train(Config(**settings, name="stops", resume="last", on_collapse="go_on"))
-    whole = checkpoint.load(Path(small["checkpoint_dir"], "goes-on", "last.pth"))
-    assert same(checkpoint.load(folder / "last.pth")["generator"], whole["generator"])
+
+
+def test_a_checkpoint_of_an_older_version_is_resumed(small):
+    """Its settings that are no more are dropped; one that nobody knows is refused."""
+    last = train(Config(**small, steps=1))
+    contents = checkpoint.load(last)
+    contents["config"] |= {"on_collapse": "stop"}
+    del contents["config"]["r1"]
+    checkpoint.save(last, contents)
+    assert checkpoint.load(train(Config(**small, resume="last", steps=2)))["step"] == 2
+    contents["config"] |= {"from_the_future": 1}
+    checkpoint.save(last, contents)
+    with pytest.raises(CheckpointError, match="newer version; it has from_the_future"):
+        train(Config(**small, resume="last", steps=3))

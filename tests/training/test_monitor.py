@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from losses import LOSSES
+from train import LOSSES
 from training.monitor import (
     ADVICE,
     BALANCED,
@@ -12,7 +12,7 @@ from training.monitor import (
     D_WINS,
     FALLING,
     G_WINS,
-    Referee,
+    Monitor,
     variety,
 )
 
@@ -26,11 +26,12 @@ GAMES = [
     (BEGINNING, "bce", [line(10)]),
     (BALANCED, "bce", [line(500)]),
     (BALANCED, "bce", [line(600, 0.5, 0.5)]),  # equilibrium
-    (D_WINS, "bce", [line(10, 0.99, 0.01)]),
-    (D_WINS, "hinge", [line(10, 1.2, -1.1)]),
+    (BEGINNING, "bce", [line(10, 0.99, 0.01)]),
+    (D_WINS, "bce", [line(510, 0.99, 0.01)]),
+    (D_WINS, "hinge", [line(510, 1.2, -1.1)]),
     (BALANCED, "hinge", [line(600, 0.6, -0.5)]),
-    (G_WINS, "bce", [line(10, 0.7, 0.7)]),
-    (G_WINS, "hinge", [line(10, 0.5, 0.5)]),
+    (G_WINS, "bce", [line(510, 0.7, 0.7)]),
+    (G_WINS, "hinge", [line(510, 0.5, 0.5)]),
     (FALLING, "bce", [line(600, variety=0.9), line(700, variety=0.5)]),
     (BALANCED, "bce", [line(600, variety=0.5), line(700, variety=0.9)]),
     (BALANCED, "bce", [line(600, variety=1.5), line(700, variety=0.7)]),  # speckles went
@@ -42,30 +43,32 @@ GAMES = [
 
 @pytest.mark.parametrize(("state", "loss", "entries"), GAMES)
 def test_a_game_in_words(state, loss, entries):
-    referee = Referee(LOSSES[loss], entries)
-    assert referee.state == state
-    assert bool(referee.advice()) == (state not in (BEGINNING, BALANCED))
+    monitor = Monitor(LOSSES[loss].outputs, entries)
+    assert monitor.state == state
+    assert bool(monitor.advice(700, at_once=True)) == (state not in (BEGINNING, BALANCED))
 
 
 def test_one_step_that_swings_is_no_victory():
     entries = [line(step) for step in range(910, 1000, 10)]
-    assert Referee(LOSSES["bce"], [*entries, line(1000, 1.0, 0.0)]).state == BALANCED
+    assert Monitor(LOSSES["bce"].outputs, [*entries, line(1000, 1.0, 0.0)]).state == BALANCED
     won = [*entries, *(line(step, 1.0, 0.0) for step in range(1000, 1200, 10))]
-    referee = Referee(LOSSES["bce"], won)
-    assert referee.state == D_WINS and 1000 < referee.since < 1100
-    assert referee.words(2300) == f"the discriminator is winning for {2300 - referee.since:,} steps"
-    assert referee.words(referee.since) == "the discriminator is winning"
-    assert Referee(LOSSES["bce"], [line(100)]).words(200) == "just begun"
+    monitor = Monitor(LOSSES["bce"].outputs, won)
+    assert monitor.state == D_WINS and 1000 < monitor.since < 1100
+    assert monitor.words(2300) == f"the discriminator is winning for {2300 - monitor.since:,} steps"
+    assert monitor.words(monitor.since) == "the discriminator is winning"
+    assert not monitor.advice(1100)
+    assert monitor.advice(1600) == ADVICE[D_WINS] and not monitor.advice(1700)  # once
+    assert Monitor(LOSSES["bce"].outputs, [line(100)]).words(200) == "just begun"
 
 
 def test_advice_goes_to_the_player_that_wins():
     lost = [line(600, 0.6, 0.95, variety=0.01)]
-    referee = Referee(LOSSES["bce"], lost)
-    assert referee.state == COLLAPSED and referee.advice() == ADVICE[G_WINS]
+    monitor = Monitor(LOSSES["bce"].outputs, lost)
+    assert monitor.state == COLLAPSED and monitor.advice(600) == ADVICE[G_WINS]
 
 
 def test_every_advice_names_a_flag_of_train():
-    from config import Config
+    from train import Config
 
     for advice in ADVICE.values():
         flags = [word.strip(";,.") for word in advice.split() if word.startswith("--")]
