@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import re
 import sys
-from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +20,7 @@ from tqdm import tqdm
 
 from preprocessing.cache import Cached, clear, open_cached
 from preprocessing.sources import NAMED_SETS, DataError, Found, default_size, find
-from utils import atomic_write, make_grid, random_at, run_script
+from utils import atomic_write, make_grid, run_script
 
 CPU = torch.device("cpu")
 
@@ -37,65 +34,6 @@ def to_image(x: Tensor) -> np.ndarray:
     """Convert a tensor (N, C, H, W) in [-1, 1] to uint8 images (N, H, W, C)."""
     levels = ((x.detach().float() + 1) * 127.5).round().clamp(0, 255)
     return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def batches(
-    images: np.ndarray,
-    batch_size: int,
-    seed: int,
-    first_step: int = 0,
-    mirror: bool = False,
-    part: slice = slice(None),
-    device: torch.device = CPU,
-) -> Iterator[Tensor]:
-    """Yield the uint8 batch (batch_size, H, W, C) of every step from `first_step` on, for ever.
-
-    Each epoch is a new permutation, its incomplete last batch dropped. With `mirror`, each
-    image is flipped left to right with probability 1/2. Of each batch only `part` is read.
-
-    On a GPU with room for all images (N, H, W, C), they lie there, and a batch is an index.
-    Otherwise a thread reads ahead of the steps.
-    """
-    order = _order(len(images), batch_size, seed, first_step, part)
-    if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-        resident = torch.from_numpy(images).to(device)
-        stream = (
-            resident.index_select(0, to_device(torch.from_numpy(rows), device)) for rows in order
-        )
-    else:
-        stream = _read_ahead((torch.from_numpy(images[rows]) for rows in order), device)
-    for step, batch in enumerate(stream, first_step):
-        if mirror:
-            flipped = np.flatnonzero(random_at(seed, "mirror", step).random(batch_size)[part] < 0.5)
-            rows = to_device(torch.from_numpy(flipped), device)
-            batch.index_copy_(0, rows, batch.index_select(0, rows).flip(2))
-        yield batch
-
-
-def _order(
-    count: int, batch_size: int, seed: int, first_step: int, part: slice
-) -> Iterator[np.ndarray]:
-    """Yield the rows of each step's batch among `count` images."""
-    steps_per_epoch = count // batch_size
-    for step in itertools.count(first_step):
-        epoch, index = divmod(step, steps_per_epoch)
-        if index == 0 or step == first_step:
-            order = random_at(seed, "order", epoch).permutation(count)
-        yield order[index * batch_size : (index + 1) * batch_size][part]
-
-
-def _read_ahead(stream: Iterator[Tensor], device: torch.device, ahead: int = 2) -> Iterator[Tensor]:
-    """Yield an endless stream's tensors on `device`, read and copied while the caller computes."""
-
-    def read() -> Tensor:
-        return _pinned(next(stream), device)
-
-    with ThreadPoolExecutor(1) as thread:
-        pending = deque(thread.submit(read) for _ in range(ahead))
-        while True:
-            batch = pending.popleft().result()
-            pending.append(thread.submit(read))
-            yield batch.to(device, non_blocking=True)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

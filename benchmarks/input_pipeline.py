@@ -23,7 +23,9 @@ from torch import Tensor
 
 from benchmarks.common import in_turn, machine, table, write_images
 from benchmarks.throughput import SIZE, textbook_batches
-from dataset import batches, load, to_tensor
+from dataset import load
+from train import Config
+from training.inputs import Inputs
 from utils import pick_device
 
 
@@ -49,7 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
 
         def ours(mirror: bool = False) -> Iterator[Tensor]:
             images = load(str(folder), (SIZE, SIZE), 3, cache_dir=cache_dir)
-            return batches(images, flags.batch_size, seed=0, mirror=mirror, device=device)
+            inputs = Inputs(Config(mirror=mirror), images, flags.batch_size, slice(None), device)
+            return (inputs.real(x["real"], x.get("flip")) for x in inputs.steps(0))
 
         def theirs() -> Iterator[Tensor]:
             return (x.to(device) for x in textbook_batches(folder, flags.batch_size))
@@ -60,7 +63,6 @@ def main(arguments: list[str] | None = None) -> None:
             ("ours, first start", ours),
             ("ours", ours),
             ("ours, flipped at random", functools.partial(ours, mirror=True)),
-            ("ours, as floats", lambda: map(to_tensor, ours())),
         ):
             began = time.perf_counter()
             stream = start()

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from benchmarks.common import machine
 from benchmarks.throughput import Textbook
-from config import Config
-from dataset import batches, to_tensor
 from models import Generator, init_weights
-from train import load_images, train
+from train import Config, train
 from training.best import Best
+from training.inputs import Inputs
+from training.setup import load_images
 from utils import atomic_write, parse_settings, pick_device
 
 FACES = f"@{Path(__file__).parents[1] / 'settings' / 'faces64.txt'}"
@@ -53,14 +53,15 @@ def measure_textbook(config: Config, count: int) -> dict[int, float]:
     textbook.generator.apply(init_weights)
     textbook.discriminator.apply(init_weights)
     drawing = Generator(100, config.features, 3, 64)
-    stream = batches(images, TEXTBOOK_BATCH, config.seed, device=device)
+    inputs = Inputs(config, images, TEXTBOOK_BATCH, slice(None), device)
     distances, total = {}, count // TEXTBOOK_BATCH
     every = config.evaluate_every * (len(images) // TEXTBOOK_BATCH)
-    for step, batch in enumerate(tqdm(itertools.islice(stream, total), total=total), 1):
-        textbook.step(to_tensor(batch))
+    stream = itertools.islice(inputs.steps(0), total)
+    for step, x in enumerate(tqdm(stream, total=total), 1):
+        textbook.step(inputs.real(x["real"]))
         if step % every == 0 or step == total:
             drawing.main.load_state_dict(textbook.generator.state_dict())
-            distances[step] = best.measure(drawing.to(device), lambda: 0)
+            distances[step] = best.measure(drawing.to(device), step, lambda: 0)
     return distances
 
 

@@ -26,10 +26,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.common import machine, write_images
-from benchmarks.throughput import SIZE, Z_DIM, our_step
-from config import Config
-from dataset import batches, load, to_tensor
-from models import sample_latents
+from benchmarks.throughput import SIZE, our_step
+from dataset import load
+from train import Config
 from utils import pick_device, pick_precision
 
 FILES = 10_000  # made, and then linked to: a file system allows tens of thousands of names a file
@@ -136,7 +135,12 @@ def measure(data: str, features: int, steps: int, device_name: str) -> dict[str,
     watcher.start()
     device = pick_device(device_name)
     began = time.perf_counter()
-    stream = batches(load(data, (SIZE, SIZE)), BATCH, seed=0, device=device)
+    config = Config(
+        channels=3, image_size=SIZE, features=features, batch_size=BATCH,
+        precision=pick_precision("auto", device),
+    )  # fmt: skip
+    step, inputs = our_step(config, load(data, (SIZE, SIZE)), device)
+    stream = inputs.steps(0)
     next(stream)
     figures = {"start": time.perf_counter() - began}
 
@@ -146,20 +150,15 @@ def measure(data: str, features: int, steps: int, device_name: str) -> dict[str,
         return time.perf_counter()
 
     began = wait()
-    for batch in itertools.islice(stream, 1000):
-        to_tensor(batch)
+    for x in itertools.islice(stream, 1000):
+        inputs.real(x["real"])
     figures["input"] = (wait() - began) / (1000 * BATCH)
 
-    config = Config(
-        channels=3, image_size=SIZE, features=features, precision=pick_precision("auto", device)
-    )
-    step = our_step(config, device)
-    drawn = {"z": sample_latents(range(BATCH), Z_DIM).to(device)}
-    for batch in itertools.islice(stream, 5):
-        step(batch, drawn)
+    for x in itertools.islice(stream, 5):
+        step(x)
     began = wait()
-    for batch in itertools.islice(stream, steps):
-        step(batch, drawn)
+    for x in itertools.islice(stream, steps):
+        step(x)
     figures["train"] = (wait() - began) / (steps * BATCH)
     done.set()
     watcher.join()

@@ -10,25 +10,25 @@ The textbook loop is what DCGAN tutorials write: 32-bit floats, ImageFolder and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from benchmarks.common import in_turn, machine, table, write_images
-from config import Config
-from dataset import batches, load, to_tensor
-from game import drawn_at, make_players, train_step, update_ema
-from losses import LOSSES
-from models import sample_latents
+from dataset import load
 from preprocessing.cache import clear
-from training.acceleration import Graph
+from train import Config, build_gan, make_step
+from training.inputs import Inputs
 from utils import pick_device, pick_precision
 
 Z_DIM = 100
@@ -105,22 +105,13 @@ def textbook_batches(folder: Path, batch_size: int) -> Iterator[Tensor]:
             yield batch
 
 
-def our_step(config: Config, device: torch.device) -> Callable[[Tensor, Mapping], None]:
-    """Return what `train.play` does with a uint8 batch (N, H, W, C) and what `drawn_at` draws."""
-    players = make_players(config, device)
-    steps = itertools.count(1)
-
-    def step(batch: Tensor, **drawn: Tensor) -> Tensor:
-        loss = LOSSES[config.loss]
-        return train_step(players, loss, to_tensor(batch), precision=config.precision, **drawn)
-
-    step_on = Graph(step) if device.type == "cuda" else step
-
-    def whole(batch: Tensor, drawn: Mapping[str, Tensor]) -> None:
-        step_on(batch=batch, **drawn)
-        update_ema(players.generator_ema, players.generator, next(steps), config.ema)
-
-    return whole
+def our_step(
+    config: Config, images: np.ndarray, device: torch.device
+) -> tuple[Callable[[dict[str, Tensor]], Tensor], Inputs]:
+    """Return a step of train.py's loop, as a function of its inputs, and where those come from."""
+    inputs = Inputs(config, images, config.batch_size, slice(None), device)
+    play, steps = make_step(config, build_gan(config, device), inputs, device), itertools.count(1)
+    return lambda values: play(next(steps), **values), inputs
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -140,15 +131,16 @@ def main(arguments: list[str] | None = None) -> None:
 
     textbook = Textbook(device, flags.features)
     configs = [
-        Config(channels=3, image_size=SIZE, features=flags.features, precision=precision)
+        Config(
+            channels=3, image_size=SIZE, features=flags.features, batch_size=flags.batch_size,
+            precision=precision,
+        )
         for precision in dict.fromkeys(("fp32", pick_precision("auto", device)))
-    ]
-    ours = {config.precision: our_step(config, device) for config in configs}
-    z = sample_latents(range(flags.batch_size), Z_DIM).to(device)
+    ]  # fmt: skip
 
-    def timed(step: Callable[..., object], inputs: Iterable[tuple[Tensor, ...]]) -> None:
+    def timed(step: Callable[[Any], object], inputs: Iterable[Any]) -> None:
         for values in itertools.islice(inputs, steps):
-            step(*values)
+            step(values)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -166,27 +158,23 @@ def main(arguments: list[str] | None = None) -> None:
             if empty:
                 clear(cache_dir)
             images = load(str(folder), (SIZE, SIZE), 3, cache_dir=cache_dir)
-            stream = batches(images, flags.batch_size, seed=0, device=device)
-            part = slice(None)
-            inputs = (
-                (batch, drawn_at(configs[-1], step, flags.batch_size, part, device))
-                for step, batch in enumerate(stream, 1)
-            )
-            timed(ours[configs[-1].precision], inputs)
+            step, inputs = ours[configs[-1].precision]
+            inputs.images = images
+            with contextlib.closing(inputs.steps(0)) as stream:
+                timed(step, stream)
 
         real = next(textbook_batches(folder, flags.batch_size)).to(device)
         images = load(str(folder), (SIZE, SIZE), 3, cache_dir=cache_dir)
-        batch = torch.from_numpy(images[: flags.batch_size]).to(device)
+        ours = {config.precision: our_step(config, images, device) for config in configs}
         alone: dict[str, Callable[[], object]] = {
-            "textbook step, fp32": lambda: timed(textbook.step, itertools.repeat((real,))),
+            "textbook step, fp32": lambda: timed(textbook.step, itertools.repeat(real)),
         }
-        for precision, step in ours.items():
-            alone[f"our step, {precision}"] = functools.partial(
-                timed, step, itertools.repeat((batch, {"z": z}))
-            )
+        for precision, (step, inputs) in ours.items():
+            same = next(inputs.steps(0))
+            alone[f"our step, {precision}"] = functools.partial(timed, step, itertools.repeat(same))
         whole = {
             "textbook, from files": lambda: timed(
-                textbook.step, zip(textbook_batches(folder, flags.batch_size), strict=False)
+                textbook.step, textbook_batches(folder, flags.batch_size)
             ),
             "ours, first start": lambda: from_files(empty=True),
             "ours, later starts": lambda: from_files(empty=False),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import dataset
-from dataset import batches, examine, find_alike, to_image, to_tensor
+from dataset import examine, find_alike, to_image, to_tensor
 from preprocessing.cache import open_cached
 from preprocessing.sources import find
 from utils import make_grid
@@ -40,35 +40,6 @@ def test_a_grid_shows_the_pixels_as_they_are(channels, mode):
 
 
 # Positions ---------------------------------------------------------------------------------------
-
-
-def test_an_epoch_shows_every_image_once_and_drops_the_incomplete_batch():
-    images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
-    stream = batches(images, 3, seed=0)
-    epochs = [[next(stream).flatten().tolist() for _ in range(3)] for _ in range(2)]
-    for epoch in epochs:
-        assert len({value for batch in epoch for value in batch}) == 9
-    assert epochs[0] != epochs[1]
-
-
-@pytest.mark.parametrize("mirror", [False, True])
-def test_batches_follow_from_seed_and_position(mirror):
-    images = np.random.default_rng(0).integers(0, 256, (10, 2, 2, 3), np.uint8)
-    kept = images.copy()
-    stream = batches(images, 4, seed=7, mirror=mirror)
-    unbroken = [next(stream) for _ in range(6)]
-    for first in range(6):
-        assert torch.equal(next(batches(images, 4, 7, first, mirror)), unbroken[first])
-    assert not torch.equal(next(batches(images, 4, 8, 0, mirror)), unbroken[0])
-    assert np.array_equal(images, kept)  # the flips were made in a copy
-
-
-def test_mirror_flips_about_half_of_the_images():
-    images = np.zeros((400, 1, 2, 1), np.uint8)
-    images[:, :, 1] = 1
-    batch = next(batches(images, 400, seed=0, mirror=True))
-    assert 150 < batch[:, 0, 0].sum() < 250
-    assert (batch.sum(dim=(1, 2, 3)) == 1).all()
 
 
 # The doctor --------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ def test_half_of_the_images_are_flipped():
     step = next(inputs.steps(0))
     real = inputs.real(step["real"], step["flip"])
     plain = inputs.real(step["real"])
-    assert real.shape == (64, 1, 16, 16) and -1 <= real.min() and real.max() <= 1
+    assert real.shape == (64, 1, 16, 16) and real.min() >= -1 and real.max() <= 1
     flipped = (real == plain.flip(3)).flatten(1).all(1)
     assert torch.equal(flipped, step["flip"]) and 15 < flipped.sum() < 49
     assert torch.equal(real[~flipped], plain[~flipped])

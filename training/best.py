@@ -20,6 +20,7 @@ from serialization.checkpoint import CheckpointError
 from training.logger import Diverged
 from utils import random_at, warn
 
+CHUNK = 256  # images, after each of which a signal may end a measurement
 COUNT = 2_000  # images generated, and as many real ones: a minute on two cores
 
 
@@ -88,7 +89,7 @@ class Best:
             Diverged: the distance is not finite.
         """
         features = []
-        for seeds in np.array_split(np.arange(self.count), -(-self.count // 256)):
+        for seeds in np.array_split(np.arange(self.count), -(-self.count // CHUNK)):
             if stop():
                 return None
             features.append(extract(self.network, Drawn(generator), seeds, "generated images"))

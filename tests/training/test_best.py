@@ -85,41 +85,35 @@ def test_a_best_that_was_measured_otherwise_is_not_lost(small, capsys):
     assert checkpoint.load(path.with_name("best.1.pth"))["best"]["value"] == 1e-3
 
 
-def test_what_a_signal_left_unmeasured_is_measured_on_resuming(small, monkeypatch):
-    settings = {**small, "evaluate_every": 1}
-    train(Config(**settings, name="unbroken"))
-    train(Config(**settings, name="broken", steps=4))
+def interrupt_measuring(monkeypatch):
+    """The user's Ctrl-C comes while images are generated for a measurement."""
+    original = best.Drawn.__getitem__
 
-    def drawn(self, seeds):  # the user's Ctrl-C comes while images are drawn
+    def interrupted(self, seeds):
         signal.raise_signal(signal.SIGINT)
         return original(self, seeds)
 
-    original = best.Drawn.__getitem__
+    monkeypatch.setattr(best.Drawn, "__getitem__", interrupted)
+
+
+def test_a_signal_ends_a_measurement_of_a_step_that_is_saved(small, monkeypatch, capsys):
+    monkeypatch.setattr(best, "CHUNK", 8)
+    settings = {**small, "evaluate_every": 1}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="saved step 5;"):
-        patch.setattr(best.Drawn, "__getitem__", drawn)
-        train(Config(**settings, name="broken", resume="last", steps=10))
-    assert not any("frechet" in e for e in entries(small | {"name": "broken"}) if e["step"] == 5)
-    train(Config(**settings, name="broken", resume="last", steps=10))
-    values = [
-        {e["step"]: e["frechet"] for e in entries(small | {"name": name}) if "frechet" in e}
-        for name in ("unbroken", "broken")
-    ]
-    assert values[0] == {step: values[1][step] for step in (5, 10)}
-    paths = [Path(small["checkpoint_dir"], name, "best.pth") for name in ("unbroken", "broken")]
-    kept = [checkpoint.load(path) for path in paths]
-    assert kept[0]["step"] == kept[1]["step"] and same(kept[0]["best"], kept[1]["best"])
+        interrupt_measuring(patch)
+        train(Config(**settings))
+    assert "step 5 was not measured" in capsys.readouterr().err
+    last = train(Config(**settings, resume="last"))
+    assert [e["step"] for e in entries(small) if "frechet" in e] == [10]
+    assert checkpoint.load(last.with_name("best.pth"))["step"] == 10
 
 
 def test_a_signal_that_leaves_the_last_step_unmeasured_is_told(small, monkeypatch, capsys):
-    def drawn(self, seeds):
-        signal.raise_signal(signal.SIGINT)
-        return original(self, seeds)
-
-    original = best.Drawn.__getitem__
-    monkeypatch.setattr(best.Drawn, "__getitem__", drawn)
+    monkeypatch.setattr(best, "CHUNK", 8)
+    interrupt_measuring(monkeypatch)
     last = train(Config(**small, evaluate_every=1, steps=3))
     assert checkpoint.load(last)["step"] == 3 and not last.with_name("best.pth").exists()
-    assert "step 3, the last, was not measured" in capsys.readouterr().err
+    assert "step 3 was not measured" in capsys.readouterr().err
 
 
 def test_measuring_leaves_the_generator_as_it_was(small):
@@ -129,8 +123,9 @@ def test_measuring_leaves_the_generator_as_it_was(small):
     generator = Generator(8, 4, 3, 16).train()
     before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
     judge = Best(config, images, torch.device("cpu"))
-    assert judge.measure(generator, lambda: 0) == judge.measure(generator, lambda: 0) > judge.floor
-    assert judge.measure(generator, lambda: 2) is None
+    first, second = (judge.measure(generator, step, lambda: 0) for step in (1, 2))
+    assert first == second > judge.floor and judge.step == 2
+    assert judge.measure(generator, 3, lambda: 2) is None
     assert generator.training
     assert all(torch.equal(before[name], new) for name, new in generator.state_dict().items())
 

@@ -10,13 +10,15 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import write_images
 
 from serialization import checkpoint
 from train import Config, train
 from training import signals
-from training.logger import Record
+from training.logger import Logger
+from training.setup import Schedule
 from training.signals import noted
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +74,7 @@ def test_a_second_interrupt_does_not_wait_unless_it_is_the_first_delivered_twice
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_user_who_interrupts_waits_for_one_file_at_most(tmp_path):
+def test_a_user_who_interrupts_waits_for_one_file_at_most(small):
     written, began, left = [], threading.Event(), threading.Event()
 
     def write(i):
@@ -80,13 +82,19 @@ def test_a_user_who_interrupts_waits_for_one_file_at_most(tmp_path):
         if left.wait(10):  # for which the interrupted run does not wait
             written.append(i)
 
-    with pytest.raises(KeyboardInterrupt), Record(tmp_path) as record:
+    config = Config(**small, name="run")
+    Path(config.sample_dir, "run").mkdir(parents=True)
+    images = np.zeros((4, 16, 16, 3), np.uint8)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Logger(config, Schedule(4, 5, 0, 10), images, (0, 1)) as logger,
+    ):
         for i in range(5):
-            record.later(write, i)
+            logger._later(write, i)
         began.wait(60)
         raise KeyboardInterrupt
     left.set()
-    record.thread.shutdown()
+    logger.thread.shutdown()
     assert written == [0]
 
 
