@@ -36,16 +36,6 @@ def to_image(x: Tensor) -> np.ndarray:
     return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor from the CPU to `device` without waiting for it."""
-    return _pinned(tensor, device).to(device, non_blocking=True)
-
-
-def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """Put a tensor where a GPU copies from by itself, while the host goes on."""
-    return tensor.pin_memory() if device.type == "cuda" else tensor
-
-
 def parse_size(text: str | int) -> tuple[int, int]:
     """Convert 64, "64" or "64x96" (height x width, in pixels) into (height, width)."""
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(text))

@@ -15,10 +15,10 @@ import re
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -42,19 +42,19 @@ from models import (
 from preprocessing.sources import NAMED_SETS, DataError
 from serialization.resume import check_states, find_run, restore
 from training import distributed, signals
-from training.acceleration import Graph
+from training.acceleration import Graph, cudnn_benchmark, pick_precision
 from training.augment import augment
 from training.best import Best
 from training.inputs import Inputs
-from training.logger import Diverged, copy_states, open_logger
+from training.logger import Diverged, copy_states, open_logger, tensors_in
 from training.matrix_conv import largest_map_that_pays, use_matrix_products
 from training.setup import Schedule, check_run, describe, load_images, make_schedule
 from utils import (
     SettingsError,
     check_settings,
+    memory_format,
     parse_settings,
     pick_device,
-    pick_precision,
     random_at,
     run_script,
     setting,
@@ -278,7 +278,7 @@ def build_gan(config: Config, device: torch.device) -> GAN:
         if config.sync_bn and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for network in (generator, discriminator, generator_ema):
-        network.to(device, memory_format=torch.channels_last)
+        network.to(device, memory_format=memory_format(device))
 
     def adam(network: nn.Module, own_rate: float | None) -> torch.optim.Adam:
         return torch.optim.Adam(
@@ -354,12 +354,10 @@ def train_step(
 
     # Generator: be taken for real by the discriminator just updated, whose own weights need no
     # gradients for it.
-    discriminator.requires_grad_(False)
-    with autocast:
+    with frozen(discriminator), autocast:
         if z_fresh is not None:
             fake = generator(z_fresh)
         logit = discriminator(seen(fake, 2))
-    discriminator.requires_grad_(True)
     loss_g = loss.generator(logit.float())
     gan.optimizer_g.zero_grad()
     gan.scaler_g.scale(loss_g).backward()
@@ -368,6 +366,16 @@ def train_step(
 
     outputs = loss.output(logit_real).mean(), loss.output(logit_fake).mean()
     return torch.stack([loss_d, loss_g, *outputs, penalty]).detach()
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Leave the network's parameters out of the gradients, also where the step fails."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
 
 
 @torch.no_grad()
@@ -383,10 +391,7 @@ def update_ema(generator_ema: nn.Module, generator: nn.Module, weight: Tensor | 
 def make_step(
     config: Config, gan: GAN, inputs: Inputs, device: torch.device
 ) -> Callable[..., Tensor]:
-    """Return the function that plays a step, by its number and its inputs; it returns `METRICS`.
-
-    On one GPU it is recorded as a CUDA graph and replayed.
-    """
+    """Return the function that plays a step, by its number and its inputs; it returns `METRICS`."""
     shared = gan._replace(
         generator=distributed.average_gradients(gan.generator, device),
         discriminator=distributed.average_gradients(gan.discriminator, device),
@@ -403,8 +408,7 @@ def make_step(
             update_ema(gan.generator_ema, gan.generator, ema_weight)
             return metrics
 
-        recorded = device.type == "cuda" and not config.no_graph and distributed.world_size() == 1
-        return Graph(step) if recorded else step
+        return record(step, config, gan, device)
 
     plain, penalized = step_with(0.0), step_with(config.r1 * config.r1_every)
 
@@ -412,6 +416,20 @@ def make_step(
         return (penalized if config.r1 and number % config.r1_every == 0 else plain)(**inputs)
 
     return play
+
+
+def record(
+    step: Callable[..., Tensor], config: Config, gan: GAN, device: torch.device
+) -> Callable[..., Tensor]:
+    """Return `step`, on one CUDA GPU as a CUDA graph that is recorded and replayed."""
+    if device.type != "cuda" or config.no_graph or distributed.world_size() > 1:
+        return step
+
+    def changed() -> list[Tensor]:
+        scales = [x for scaler in gan[-2:] for x in (scaler._scale, scaler._growth_tracker)]
+        return [*tensors_in([part.state_dict() for part in gan]), *filter(torch.is_tensor, scales)]
+
+    return Graph(step, changed)
 
 
 # The run ------------------------------------------------------------------------------------------
@@ -589,38 +607,20 @@ def read_metrics(unread: list[Tensor], step: int) -> dict[str, float]:
 
 def measure_precision(config: Config, device: torch.device) -> str:
     """Return the precision to train in: what `config` names, or the faster one on this device."""
+    count = config.batch_size if device.type == "cuda" else min(config.batch_size, 16)
+    size = parse_size(config.image_size)
+    inputs = {"real": torch.zeros(count, config.channels, *size, device=device)}
+    inputs["z"] = torch.zeros(count, config.z_dim, device=device)
 
-    def seconds_per_step(precision: str) -> float:
+    def make_trial(precision: str) -> Callable[[], Tensor]:
         gan = build_gan(replace(config, precision=precision), device)
-        size = parse_size(config.image_size)
-        count = config.batch_size if device.type == "cuda" else min(config.batch_size, 16)
-        inputs = {"real": torch.zeros(count, config.channels, *size, device=device)}
-        inputs["z"] = torch.zeros(count, config.z_dim, device=device)
 
-        def step(real: Tensor, z: Tensor) -> Tensor:
-            return train_step(gan, LOSSES[config.loss], real, z, precision=precision)
+        def step(**inputs: Tensor) -> Tensor:
+            return train_step(gan, LOSSES[config.loss], **inputs, precision=precision)
 
-        play, calls = (Graph(step), 20) if device.type == "cuda" else (step, 2)
-        for _ in range(5 if device.type == "cuda" else 1):  # memory, algorithms and the graph
-            play(**inputs).tolist()
-        start = time.perf_counter()
-        for _ in range(calls):
-            metrics = play(**inputs)
-        metrics.tolist()
-        return (time.perf_counter() - start) / calls
+        return partial(record(step, config, gan, device), **inputs)
 
-    return distributed.gather(pick_precision(config.precision, device))[0]
-
-
-@contextmanager
-def cudnn_benchmark() -> Iterator[None]:
-    """Let cuDNN try its algorithms, as shapes never change; a notebook has its setting back."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
+    return distributed.gather(pick_precision(config.precision, device, make_trial))[0]
 
 
 if __name__ == "__main__":

@@ -6,20 +6,25 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import functools
 import inspect
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor, nn
 from tqdm import tqdm
 
 Settings = TypeVar("Settings")
@@ -259,6 +264,12 @@ def run_script(main: Callable[[], Any]) -> None:
         main()
     except UserError as error:
         status, message = 2, str(error)
+    except torch.OutOfMemoryError:
+        status = 2
+        message = (
+            "the GPU's memory is full: lower --batch_size or --features, or end what else uses it "
+            "(nvidia-smi); what was saved is kept"
+        )
     except OSError as error:
         if error.filename is None:
             raise
@@ -281,44 +292,123 @@ def warn(message: str) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is the GPU if CUDA finds one, else the CPU.
+    """Return the device called `name`; "auto" is the GPU if CUDA can train on one, else the CPU.
 
-    A GPU becomes the current one, on which streams, graphs and pinned memory are made.
+    A GPU becomes the current one, on which streams, graphs and pinned memory are made, once it has
+    trained a small step. Under torchrun each process has its own GPU.
 
     Raises:
-        SettingsError: no such device here.
+        SettingsError: no such device, or none that can train.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # set by torchrun
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", name):
         raise SettingsError(f"--device {name}: must be auto, cpu, cuda, cuda:1, mps or xpu")
+    device = torch.device(_cuda_or_cpu() if name == "auto" else name)
+    if device.type == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if device.index is not None:
+            raise SettingsError(f"--device {name}: under torchrun leave the number out")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if device.type == "cpu":
+        return device
     try:
-        torch.empty(1, device=name)
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            device = torch.device("cuda", index)
+            torch.cuda.set_device(device)
+        train_once(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = re.split(r"\.\s|\n", str(error).strip())[0]
-        raise SettingsError(f"--device {name}: not available here ({reason})") from None
-    device = torch.device(name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+        reason = _device_problem(device, error)
+        if name != "auto":
+            raise SettingsError(f"--device {name}: {reason}") from None
+        warn(f"{reason}: using the CPU")
+        return torch.device("cpu")
     return device
 
 
-def pick_precision(name: str, device: torch.device) -> str:
-    """Return fp32 or bf16; "auto" is bf16 where the device computes in it fast.
+def _cuda_or_cpu() -> str:
+    """Return "cuda" if CUDA finds a GPU, else "cpu", with a warning where there may be one."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return "cuda"
+    said = " ".join(str(warning.message) for warning in caught)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if "driver" in said and "too old" in said:
+        warn(
+            f"the NVIDIA driver is too old for this PyTorch (CUDA {torch.version.cuda}): using the "
+            "CPU; update the driver, or install a PyTorch for an older CUDA (pytorch.org)"
+        )
+    elif said:
+        warn(f"{first_line(said)}: using the CPU")
+    elif visible is not None and shutil.which("nvidia-smi"):
+        warn(f"CUDA_VISIBLE_DEVICES={visible!r} hides all GPUs: using the CPU")
+    elif torch.version.cuda is None and shutil.which("nvidia-smi"):
+        warn("this PyTorch was built without CUDA: using the CPU; pytorch.org has one with it")
+    elif torch.backends.mps.is_available():
+        print("training on the CPU; --device mps would use this Mac's GPU")
+    return "cpu"
 
-    Those are GPUs that have it, and CPUs with AMX or AVX512-BF16 instructions: other CPUs take
-    longer in bf16.
+
+def train_once(device: torch.device) -> None:
+    """Train one step of a tiny network, so that a kernel, operator or memory that lacks shows now.
+
+    Leaves the random numbers as they were.
     """
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        fast = has.get("avx512_bf16", False) or has.get("amx_bf16", False)
-    return "bf16" if fast else "fp32"
+    with torch.random.fork_rng(devices=[]):
+        network = nn.Sequential(
+            nn.ConvTranspose2d(8, 8, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 1, 4)
+        )
+    network.to(device, memory_format=memory_format(device))
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    loss = F.softplus(network(torch.ones(2, 8, 4, 4).to(device))).mean()
+    loss.backward()
+    optimizer.step()
+    loss.item()
+
+
+def _device_problem(device: torch.device, error: Exception) -> str:
+    """Return what keeps `device` from training, in one line with what to do."""
+    said = str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{device} has no memory left; end what else uses it (nvidia-smi)"
+    if "no kernel image" in said or "invalid device function" in said:
+        return (
+            f"this PyTorch (CUDA {torch.version.cuda}) has no kernels for {device}; one for "
+            "another CUDA may (pytorch.org)"
+        )
+    if "busy or unavailable" in said:
+        return f"{device} is used by another program alone (exclusive mode)"
+    return f"{device} is not available here ({re.split(r'[.] ', first_line(said))[0]})"
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Return channels_last where it is faster and right: on MPS batch norm's gradients are wrong.
+
+    PyTorch issue 175189.
+    """
+    fast = device.type in ("cpu", "cuda")
+    return torch.channels_last if fast else torch.contiguous_format
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the CPU to `device`; to a CUDA GPU without waiting for it."""
+    if device.type != "cuda":  # elsewhere the source might be freed too early (PyTorch 189690)
+        return tensor.to(device)
+    try:
+        pinned = tensor.pin_memory()
+    except RuntimeError as error:
+        _warn_once(f"no pinned memory here ({first_line(str(error))}): copies to the GPU wait")
+        return tensor.to(device)
+    return pinned.to(device, non_blocking=True)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warn(message)
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a text, such as what an error of torch's says in pages."""
+    return next(iter(text.strip().splitlines()), "")
 
 
 def check_writable(folder: Path) -> None:

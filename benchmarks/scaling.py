@@ -29,7 +29,8 @@ from benchmarks.common import machine, write_images
 from benchmarks.throughput import SIZE, our_step
 from dataset import load
 from train import Config
-from utils import pick_device, pick_precision
+from training.acceleration import half_precision
+from utils import pick_device
 
 FILES = 10_000  # made, and then linked to: a file system allows tens of thousands of names a file
 BATCH = 128
@@ -137,7 +138,7 @@ def measure(data: str, features: int, steps: int, device_name: str) -> dict[str,
     began = time.perf_counter()
     config = Config(
         channels=3, image_size=SIZE, features=features, batch_size=BATCH,
-        precision=pick_precision("auto", device),
+        precision=half_precision(device) or "fp32",
     )  # fmt: skip
     step, inputs = our_step(config, load(data, (SIZE, SIZE)), device)
     stream = inputs.steps(0)

@@ -28,8 +28,9 @@ from benchmarks.common import in_turn, machine, table, write_images
 from dataset import load
 from preprocessing.cache import clear
 from train import Config, build_gan, make_step
+from training.acceleration import half_precision
 from training.inputs import Inputs
-from utils import pick_device, pick_precision
+from utils import pick_device
 
 Z_DIM = 100
 SIZE = 64
@@ -135,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
             channels=3, image_size=SIZE, features=flags.features, batch_size=flags.batch_size,
             precision=precision,
         )
-        for precision in dict.fromkeys(("fp32", pick_precision("auto", device)))
+        for precision in dict.fromkeys(("fp32", half_precision(device) or "fp32"))
     ]  # fmt: skip
 
     def timed(step: Callable[[Any], object], inputs: Iterable[Any]) -> None:

@@ -88,5 +88,5 @@ def small(tmp_path, images):
         "data": str(images), "image_size": 16, "features": 4, "z_dim": 8, "batch_size": 4,
         "epochs": 2, "checkpoint_dir": str(tmp_path / "checkpoints"), "device": "cpu",
         "sample_dir": str(tmp_path / "samples"), "log_every": 1,
-        "cache_dir": str(tmp_path / "cache"),
+        "cache_dir": str(tmp_path / "cache"), "precision": "fp32",
     }  # fmt: skip

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset import to_device, to_tensor
+from dataset import to_tensor
 from models import random_latents
 from training.augment import CHANCES
-from utils import random_at
+from utils import memory_format, random_at, to_device
 
 BLOCK_STEPS = 64  # at most,
 BLOCK_BYTES = 2**25  # and no more than this of images
@@ -74,7 +74,8 @@ class Inputs:
             real = self.resident.index_select(0, real)
         if flip is not None:
             real = torch.where(flip[:, None, None, None], real.flip(2), real)
-        return to_tensor(real)
+        x = to_tensor(real)
+        return x.contiguous(memory_format=memory_format(self.device))
 
     def _order(self, start: int) -> Iterator[np.ndarray]:
         """Yield the rows of this rank's images of every step; each epoch is a new permutation.

@@ -266,18 +266,18 @@ def copy_states(gan: Any, step: int) -> dict[str, Any]:
     """
     states = {name: part.state_dict() for name, part in gan._asdict().items()}
     states = {name: state for name, state in states.items() if state}  # scalers only in fp16
-    if not torch.stack([x.isfinite().all() for x in _tensors_in(states)]).all():
+    if not torch.stack([x.isfinite().all() for x in tensors_in(states)]).all():
         raise Diverged(step)
     return copy.deepcopy(states)
 
 
-def _tensors_in(state: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a nest of dictionaries."""
+def tensors_in(state: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a nest of dictionaries and lists."""
     if isinstance(state, Tensor):
         yield state
-    elif isinstance(state, Mapping):
-        for value in state.values():
-            yield from _tensors_in(value)
+    elif isinstance(state, Mapping | list):
+        for value in state.values() if isinstance(state, Mapping) else state:
+            yield from tensors_in(value)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
