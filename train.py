@@ -53,7 +53,7 @@ from utils import (
     SettingsError,
     check_settings,
     memory_format,
-    parse_settings,
+    parse_named_settings,
     pick_device,
     random_at,
     run_script,
@@ -624,4 +624,4 @@ def measure_precision(config: Config, device: torch.device) -> str:
 
 
 if __name__ == "__main__":
-    run_script(lambda: train(parse_settings(Config, __doc__)))
+    run_script(lambda: train(*parse_named_settings(Config, __doc__)))

@@ -110,12 +110,21 @@ def parse_settings(
     description: str | None,
     arguments: Sequence[str] | None = None,
 ) -> Settings:
-    """Build the settings dataclass `kind` from command-line arguments, by default the process's.
+    """Build the settings dataclass `kind` from command-line arguments, by default the process's."""
+    return parse_named_settings(kind, description, arguments)[0]
 
-    Only the flags that were given are passed to `kind`. One dash does for two, or for a word's
-    underscore, and @FILE stands for the flags in a settings file. A flag that does not parse ends
-    the process with one line and status 2. Where `kind` holds several by the names of commands,
-    the first argument chooses.
+
+def parse_named_settings(
+    kind: type[Settings] | Mapping[str, type[Settings]],
+    description: str | None,
+    arguments: Sequence[str] | None = None,
+) -> tuple[Settings, frozenset[str]]:
+    """Build `kind` from command-line arguments; return it and the names of what they set.
+
+    One dash does for two, or for a word's underscore, and @FILE stands for the flags in a settings
+    file. A flag that does not parse ends the process with one line and status 2. Where `kind` holds
+    several by the names of commands, the first argument chooses. A class may have `renamed`, the
+    flags of older versions: each maps to its new name, or to None where it is dropped.
 
     Raises:
         SettingsError: a value that cannot be used, or a settings file that cannot be read.
@@ -142,7 +151,9 @@ def parse_settings(
         words += read_settings(word[1:]) if word.startswith("@") else [word]
     words = [_FLAG.sub(lambda match: "--" + match[1].replace("-", "_"), word) for word in words]
     values = vars(parser.parse_args(words))
-    return values.pop("_kind")(**values)
+    kind = values.pop("_kind")
+    values.pop("_dropped", None)
+    return kind(**values), frozenset(values)
 
 
 def _add_flags(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
@@ -171,6 +182,11 @@ def _add_flags(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
         else:
             options.update(dest=field.name, required=field.default is REQUIRED)
         groups[group].add_argument(flag(field), **options)
+    for old, new in getattr(kind, "renamed", {}).items():
+        wanted = typing.get_type_hints(kind)[new] if new else str
+        parser.add_argument(
+            f"--{old}", dest=new or "_dropped", type=wanted, nargs="?", help=argparse.SUPPRESS
+        )
 
 
 def flag(field: dataclasses.Field) -> str:

@@ -23,7 +23,7 @@ from utils import UserError
 
 # The sets that --data knows by name, with the side in pixels that they train at.
 NAMED_SETS = {
-    "digits": 32,
+    "digits": 16,
     "mnist": 28,
     "fashion_mnist": 28,
     "cifar10": 32,

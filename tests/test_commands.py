@@ -29,6 +29,7 @@ CARD = ROOT / "checkpoints" / "README.md"
 PAGES = [ROOT / "README.md", TRAINING, *OTHERS, CARD]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 SMALL = ["--steps", "2", "--features", "4", "--batch_size", "16", "--device", "cpu"]
+SMALL += ["--precision", "fp32"]
 
 
 def blocks(language):
@@ -49,7 +50,8 @@ def clone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clone")
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
-    shutil.copytree(ROOT / "settings", folder / "settings")
+    for path in (ROOT / "settings", *(path.parent for path in ROOT.glob("*/__init__.py"))):
+        shutil.copytree(path, folder / path.name)
     (folder / "checkpoints").mkdir()
     for path in (SHIPPED, beside(SHIPPED)):
         shutil.copy(path, folder / "checkpoints")
@@ -101,7 +103,7 @@ def test_the_pages_python_runs(clone):
     code = "\n".join(blocks("python")).replace("epochs=40", "steps=2, features=4, device='cpu'")
     code += "\nprint(images.shape, images.dtype, *x.shape)"
     (clone / "cell.py").write_text(code)
-    assert "(3, 32, 32, 1) uint8 16 1 32 32" in run(["python", "cell.py"], clone).stdout
+    assert "(3, 16, 16, 1) uint8 16 1 16 16" in run(["python", "cell.py"], clone).stdout
 
 
 def test_the_notebooks_cells_run_in_their_order(clone, monkeypatch):

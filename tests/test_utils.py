@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from train import Config
 from utils import (
@@ -13,8 +12,8 @@ from utils import (
     SettingsError,
     check_settings,
     check_writable,
+    parse_named_settings,
     parse_settings,
-    pick_device,
     run_script,
     setting,
     write_settings,
@@ -198,14 +197,19 @@ def test_a_mistake_is_one_line_and_a_defect_a_traceback(capsys):
         run_script(lambda: fail(ValueError("a defect")))
 
 
-def test_config_is_plain_and_knows_what_was_given():
+def test_config_is_plain():
     config = Config(epochs=3, image_size="64x64")
-    assert config.given == {"epochs", "image_size"}
     assert json.loads(json.dumps(asdict(config)))["image_size"] == "64"
     assert Config(image_size=28).image_size == "28"
     assert Config(image_size="64x96").image_size == "64x96"
     assert replace(config, epochs=4).epochs == 4
     assert {type(field.default) for field in fields(Config)} <= {str, int, float, bool, type(None)}
+
+
+def test_flags_of_an_older_version_are_read():
+    words = ["--epochs", "40", "--on_collapse", "stop", "--mirror"]
+    config, named = parse_named_settings(Config, None, words)
+    assert config == Config(mirror=True) and named == {"epochs", "mirror"}
 
 
 @pytest.mark.parametrize(
@@ -228,11 +232,3 @@ def test_folders_that_cannot_be_written_are_refused_without_making_them(tmp_path
         with pytest.raises(SettingsError, match="file"):
             check_writable(wrong)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_devices():
-    assert pick_device("cpu") == torch.device("cpu")
-    assert pick_device("auto").type in ("cpu", "cuda")
-    for name in ("toaster", "cuda:99"):
-        with pytest.raises(SettingsError, match=f"--device {name}"):
-            pick_device(name)
