@@ -30,7 +30,7 @@ from metrics.features import (
     real_features,
 )
 from preprocessing.sources import NAMED_SETS, DataError
-from serialization.opening import Opening
+from serialization.load import LoadSettings
 from utils import (
     REQUIRED,
     SettingsError,
@@ -57,7 +57,7 @@ which can miss a copy that a person sees, and take for one what is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(Opening):
+class Request(LoadSettings):
     """Which images to compare, and by which features.
 
     Raises:
@@ -130,7 +130,7 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
     output = request.json_path()
     check_writable(output.parent)
     device = pick_device(request.device)
-    generator = request.open_generator() if request.load_path else None
+    generator = request.load_generator() if request.load_path else None
     network = load_network(request.feature_network, request.load_path, request.inception_weights)
     network.to(device)
     real, fake, rows = open_images(request, generator)

@@ -29,10 +29,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import load, to_image, to_tensor
-from metrics.features import recalibrate, untrained
-from models import GENERATE_BATCH, Generator, generate
+from metrics.features import untrained
+from models import GENERATE_BATCH, Generator, generate, recalibrate
 from preprocessing.decode import to_channels
-from serialization.opening import Opening
+from serialization.load import LoadSettings
 from utils import REQUIRED, SettingsError, parse_settings, run_script, setting
 from visualization.animation import FRAMES_A_SECOND, SUFFIXES, write_animation
 from visualization.command import Command
@@ -225,7 +225,7 @@ class Features(Command):
 
     def make(self, output: Path, generator: Generator) -> None:
         """Draw the sheet, two rows a filter."""
-        trained = self.open_discriminator(generator)
+        trained = self.load_discriminator(generator)
         self.check_count(generator, 4 * self.filters * self.shown)
         if self.data is None:
             names, z = self.read(generator, self.seeds or "0-511")
@@ -308,7 +308,7 @@ class Dropout(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serve(Opening):
+class Serve(LoadSettings):
     """Open a page in the browser to look around: seeds and directions, arithmetic, walks.
 
     It needs Gradio, and shows the command that draws each image. Whoever reaches it may name
@@ -328,8 +328,8 @@ class Serve(Opening):
         except ModuleNotFoundError as error:
             raise SettingsError(f"serve needs {error.name}: pip install gradio") from None
         check_address(self.host, self.port)
-        generator = self.open_generator()
-        shared = {field.name: getattr(self, field.name) for field in fields(Opening)}
+        generator = self.load_generator()
+        shared = {field.name: getattr(self, field.name) for field in fields(LoadSettings)}
 
         def draw(name: str, output: Path, **asked: Any) -> str:
             command = COMMANDS[name](**shared, **asked)

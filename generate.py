@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dataset import to_image
 from models import GENERATE_BATCH, generate, sample_latents
 from serialization.export import EXPORTS, export
-from serialization.opening import Opening
+from serialization.load import LoadSettings
 from utils import (
     SettingsError,
     atomic_write,
@@ -42,7 +42,7 @@ MAX_WRITERS = 8  # threads; more would mostly wait for Python's lock
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(Opening):
+class Request(LoadSettings):
     """What to draw, and where to.
 
     Raises:
@@ -107,7 +107,7 @@ def generate_images(request: Request) -> Path:
     """
     ranges = request.seed_ranges()
     count = sum(seeds.stop - seeds.start for seeds in ranges)
-    generator = request.open_generator()
+    generator = request.load_generator()
     if request.exports is not None:
         output = Path(getattr(request, request.exports))
         return export(generator, request.exports, output, Path(request.load_path))

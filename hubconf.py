@@ -8,58 +8,66 @@ Each `def` here without an underscore is what can be asked for.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pathlib  # names that are imported from modules would be taken for networks on offer
 import sys
-import types
 import typing
+import zlib
 
 from torch import nn
 
 dependencies = ["torch", "numpy"]
 
+_FOLDER = pathlib.Path(__file__).parent
+_SHIPPED = _FOLDER / "checkpoints" / "cats64.pth"
+
 
 def generator(
     path: str | pathlib.Path | None = None, average: bool = True, **unsaid: typing.Any
 ) -> nn.Module:
-    """Return the generator of a checkpoint, in eval mode on the CPU: latents (N, Z) to images.
+    """Load the generator of a checkpoint, in eval mode on the CPU: latents (N, Z) to images.
 
-    Arguments as in `models.Generator.from_checkpoint`; without `path`, that of the cats that come
-    with the repository.
+    Arguments as in `models.Generator.from_checkpoint`; without `path`, that of the cats that are
+    included.
 
     Raises:
         CheckpointError: a ValueError that says in one line why there is none.
     """
-    path = path or _ours("serialization.checkpoint").SHIPPED
-    return _ours("models").Generator.from_checkpoint(path, average=average, **unsaid)
+    with _our_models() as models:
+        return models.Generator.from_checkpoint(path or _SHIPPED, average=average, **unsaid)
 
 
 def discriminator(path: str | pathlib.Path | None = None) -> nn.Module:
-    """Return the discriminator of a checkpoint, in eval mode on the CPU: images to logits (N,).
+    """Load the discriminator of a checkpoint, in eval mode on the CPU: images to logits (N,).
 
     Raises:
         CheckpointError: as in `generator`.
     """
-    path = path or _ours("serialization.checkpoint").SHIPPED
-    return _ours("models").Discriminator.from_checkpoint(path)
+    with _our_models() as models:
+        return models.Discriminator.from_checkpoint(path or _SHIPPED)
 
 
-def _ours(name: str) -> types.ModuleType:
-    """Import a module of this folder, leaving `sys.path` and the caller's modules as they were.
+@contextlib.contextmanager
+def _our_models() -> typing.Any:
+    """Yield models.py, while the caller's modules of the same names as ours step aside.
 
-    A caller's `models` or `utils` would be taken for ours, so they step aside for the import.
+    Ours are kept under names that no other program has.
     """
-    folder = pathlib.Path(__file__).parent
-    ours = {path.stem for path in folder.glob("*.py")} | {
-        path.parent.name for path in folder.glob("*/__init__.py")
-    }
+    ours = {path.stem for path in _FOLDER.glob("*.py")}
+    ours |= {path.parent.name for path in _FOLDER.glob("*/__init__.py")}
+    prefix = f"dcgan_{zlib.crc32(bytes(_FOLDER)):08x}_"  # of this copy, if there are two
     theirs = {key: sys.modules.pop(key) for key in [*sys.modules] if key.partition(".")[0] in ours}
-    sys.path.insert(0, str(folder))
+    kept = {key: module for key, module in sys.modules.items() if key.startswith(prefix)}
+    sys.modules.update({key.removeprefix(prefix): module for key, module in kept.items()})
+    sys.path.insert(0, str(_FOLDER))
     try:
-        return importlib.import_module(name)
+        models = importlib.import_module("models")
+        for network in (models.Generator, models.Discriminator):
+            network.__module__ = f"{prefix}models"  # by which they are pickled
+        yield models
     finally:
-        sys.path.remove(str(folder))
-        for key in [*sys.modules]:
-            if key.partition(".")[0] in ours:
-                del sys.modules[key]
+        sys.path.remove(str(_FOLDER))
+        for key in [key for key in sys.modules if key.partition(".")[0] in ours]:
+            sys.modules[prefix + key] = sys.modules.pop(key)
         sys.modules.update(theirs)

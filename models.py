@@ -6,22 +6,16 @@ alpha), H x W pixels, Z dimensions of the latent space. The networks see values 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from serialization import checkpoint
-from serialization.checkpoint import CheckpointError
-from serialization.foreign import ForeignError, open_network
-
-Network = TypeVar("Network", bound=nn.Module)
 LEAKY_SLOPE = 0.2  # section 4 of the paper
 GENERATE_BATCH = 64  # rows that `generate` always gives the generator
 
@@ -62,6 +56,7 @@ class Generator(nn.Module):
         widths = [*_widths(features, len(maps) - 1, max_features)[::-1], channels]
         self.z_dim, self.z_dist = z_dim, z_dist
         self.channels, self.image_size = channels, maps[-1]
+        self.z_shape = (z_dim, 1, 1)  # that `main` takes
 
         bias = norm == "none"
         # The paper projects z with a linear layer and reshapes it; on a 1x1 map that is this
@@ -78,7 +73,7 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Map latents z (N, Z) or (N, Z, 1, 1) to images (N, C, H, W) with values in [-1, 1]."""
-        return self.main(z.view(z.shape[0], self.z_dim, 1, 1))
+        return self.main(z.view(z.shape[0], *self.z_shape))
 
     @classmethod
     def from_checkpoint(
@@ -87,18 +82,20 @@ class Generator(nn.Module):
         device: str | torch.device = "cpu",
         average: bool = True,
         **unsaid: Any,
-    ) -> Generator | nn.Sequential:
-        """Return the generator of a checkpoint, in eval mode, on `device`.
+    ) -> Generator:
+        """Load the generator of a checkpoint, in eval mode, on `device`.
 
-        With the moving average of its weights, or without `average` with those of the last step.
-        One of another program becomes an nn.Sequential with `z_dim`, `z_dist`, `channels` and
-        `image_size`, see `foreign.open_network`, whose `activation`, `image_size` and `z_dist` may
-        be given, as such a file does not say them.
+        With the EMA of its weights, or without `average` with those of the last step. One of
+        another program has that one's layers as `main`; its `activation`, `image_size` and `z_dist`
+        may be given, as such a file does not say them.
 
         Raises:
-            checkpoint.CheckpointError: the file is missing, damaged or holds no DCGAN's generator.
+            serialization.checkpoint.CheckpointError: the file is missing, damaged or holds no
+                DCGAN's generator.
         """
-        return _read(cls, path, device, average, unsaid)
+        from serialization.load import load_network
+
+        return load_network(cls, path, device, average, unsaid)
 
 
 class Discriminator(nn.Module):
@@ -143,17 +140,13 @@ class Discriminator(nn.Module):
     def from_checkpoint(
         cls, path: str | Path, device: str | torch.device = "cpu", **unsaid: Any
     ) -> Discriminator:
-        """Return the discriminator of a checkpoint, as `Generator.from_checkpoint` the generator.
+        """Load the discriminator of a checkpoint, as `Generator.from_checkpoint` the generator.
 
-        Where export.py wrote the networks apart, `path` may be either file. One of another program
-        has that one's layers as `main`, and its `image_size` may be given.
+        Where the two networks were exported apart, `path` may be either file.
         """
-        network = _read(cls, path, device, unsaid=unsaid)
-        if isinstance(network, cls):
-            return network
-        foreign = cls(1, network.channels)  # what else the class does asks no more of `main`
-        foreign.main, foreign.image_size = network, network.image_size
-        return foreign.eval()
+        from serialization.load import load_network
+
+        return load_network(cls, path, device, unsaid=unsaid)
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """Return the map of every convolution but the logit's, after its activation, largest first.
@@ -224,48 +217,21 @@ def generate(generator: nn.Module, z: Tensor) -> Tensor:
     return torch.cat(images)
 
 
-def _read(
-    kind: type[Network],
-    path: str | Path,
-    device: str | torch.device,
-    average: bool = False,
-    unsaid: Mapping[str, Any] = MappingProxyType({}),
-) -> Network | nn.Sequential:
-    """Return the network of one class from a checkpoint, see `Generator.from_checkpoint`."""
-    name = kind.__name__.lower()
-    contents = checkpoint.read(path)
-    if checkpoint.is_ours(contents) and name not in contents and checkpoint.beside(path).exists():
-        path = checkpoint.beside(path)
-        contents = checkpoint.read(path)
-    given = {flag: value for flag, value in unsaid.items() if value is not None}
-    if checkpoint.is_ours(contents):
-        if given:
-            raise CheckpointError(f"{path} says its {min(given)} itself: leave out --{min(given)}")
-        network = _build(kind, path, *checkpoint.network_in(path, contents, name, average))
-    else:
-        try:
-            network, line = open_network(contents, name, average, **given)
-        except ForeignError as error:
-            raise CheckpointError(f"{path} {error}") from error
-        print(f"{path}: {line}")
-    return network.eval().to(device, memory_format=torch.channels_last)
+@torch.no_grad()
+def recalibrate(network: nn.Module, stream: Iterable[Tensor]) -> None:
+    """Recompute batch-norm statistics as the mean over batches of inputs; leaves eval mode.
 
-
-def _build(
-    kind: type[Network], path: str | Path, settings: dict[str, Any], weights: dict[str, Tensor]
-) -> Network:
-    """Build a network of ours, once its weights are known to be those of its settings."""
-    name = kind.__name__.lower()
-    try:
-        with torch.device("meta"):  # shapes alone: a few bytes may ask for gigabytes
-            expected = kind(**settings).state_dict()
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = checkpoint.first_line(error)
-        raise CheckpointError(f"{path}: its config is not a {name}'s ({reason})") from error
-    checkpoint.check_weights(path, weights, expected)
-    network = kind(**settings)
-    network.load_state_dict(weights)
-    return network
+    The authors' code does so to a discriminator with the training images: the running averages
+    of its training are those of real and generated ones.
+    """
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None  # all batches count alike
+    network.train()
+    for x in stream if norms else ():
+        network(x)
+    network.eval()
 
 
 def _map_sizes(image_size: int | tuple[int, int]) -> list[tuple[int, int]]:

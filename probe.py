@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from dataset import to_tensor
 from metrics import linear_svm
-from metrics.features import recalibrate, untrained
-from models import Discriminator
+from metrics.features import untrained
+from models import Discriminator, recalibrate
 from preprocessing.labelled import Labelled, open_labelled
 from preprocessing.sources import NAMED_SETS
 from utils import (

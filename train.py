@@ -30,13 +30,13 @@ from torch.amp import GradScaler
 from tqdm.auto import tqdm
 
 from dataset import parse_size, to_image
-from metrics.features import recalibrate
 from models import (
     GENERATE_BATCH,
     Discriminator,
     Generator,
     generate,
     random_latents,
+    recalibrate,
     sample_latents,
 )
 from preprocessing.sources import NAMED_SETS, DataError

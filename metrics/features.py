@@ -9,7 +9,6 @@ import copy
 import hashlib
 import io
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -142,23 +141,6 @@ def untrained(network: Discriminator, seed: int) -> Discriminator:
         if isinstance(layer, nn.BatchNorm2d):
             layer.reset_running_stats()
     return fresh.apply(init_weights)
-
-
-@torch.no_grad()
-def recalibrate(network: nn.Module, stream: Iterable[Tensor]) -> None:
-    """Return batch norm the mean of the statistics that it meets in batches of inputs.
-
-    The authors' code does so to a discriminator with the training images: the running averages
-    of its training are those of real and generated ones. Leaves the network in eval mode.
-    """
-    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for layer in norms:
-        layer.reset_running_stats()
-        layer.momentum = None  # all batches count alike
-    network.train()
-    for x in stream if norms else ():
-        network(x)
-    network.eval()
 
 
 def load_network(

@@ -141,7 +141,7 @@ def lived(network, z_dim, z_dist="normal"):
 @torch.no_grad()
 def same_images(path, stranger, z_dim, **given):
     generator = Generator.from_checkpoint(path, **given)
-    assert type(generator) is nn.Sequential and not generator.training
+    assert type(generator) is Generator and not generator.training
     assert generator.z_dim == z_dim
     z = sample_latents(range(5), generator.z_dim, generator.z_dist)
     ours, theirs = generate(generator, z), stranger(z)

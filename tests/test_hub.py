@@ -15,24 +15,25 @@ import hubconf
 from models import Discriminator, Generator, generate, sample_latents
 
 ROOT = Path(__file__).parent.parent
-OURS = sorted(path.stem for path in ROOT.glob("*.py"))
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+OURS = sorted([*(path.stem for path in ROOT.glob("*.py")), *PACKAGES])
 
 PROGRAM = """
 import copy, pickle, sys
 import numpy as np, torch
-import models, utils, checkpoint
+import models, utils, training
 from models import Generator
 
 class_of_theirs, path = Generator, list(sys.path)
-theirs = {name: sys.modules[name] for name in ("models", "utils", "checkpoint")}
+theirs = {name: sys.modules[name] for name in ("models", "utils", "training")}
 hub = {"repo_or_dir": sys.argv[1], "source": "local"}
 generator = torch.hub.load(**hub, model="generator", path="own.pth")
 foreign = torch.hub.load(**hub, model="generator", path="foreign.pth", activation="relu")
 
 assert sys.path == path and {name: sys.modules[name] for name in theirs} == theirs
 assert not set(sys.argv[2:]) & sys.modules.keys() - theirs.keys()
-import foreign as another, atomic  # not imported before, and theirs all the same
-assert all(module.WHOSE == "theirs" for module in (*theirs.values(), another, atomic))
+import serialization as another, dataset  # not imported before, and theirs all the same
+assert all(module.WHOSE == "theirs" for module in (*theirs.values(), another, dataset))
 assert class_of_theirs() == utils.double(21) == 42
 
 again = torch.hub.load(**hub, model="generator", path="own.pth")
@@ -87,6 +88,8 @@ def test_the_hub_offers_two_networks():
 def test_without_a_path_it_is_the_checkpoint_that_comes_with_the_copy(tmp_path):
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, tmp_path / name)
     with pytest.raises(ValueError, match=r"cats64\.pth: no such file"):
         torch.hub.load(tmp_path, "generator", source="local")
     (tmp_path / "checkpoints").mkdir()

@@ -16,10 +16,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from metrics import linear_svm
-from models import Discriminator
+from models import Discriminator, recalibrate
 from preprocessing.labelled import open_labelled
 from preprocessing.sources import DataError
-from probe import Request, describe, draw_labels, probe, recalibrate, standardise, untrained
+from probe import Request, describe, draw_labels, probe, standardise, untrained
 from serialization import checkpoint
 
 SCRIPT = Path(__file__).parent.parent / "probe.py"

@@ -15,14 +15,14 @@ from tqdm import tqdm
 from dataset import to_image
 from models import GENERATE_BATCH, Generator, generate
 from serialization.checkpoint import SHIPPED
-from serialization.opening import Opening
+from serialization.load import LoadSettings
 from utils import SettingsError, check_writable, flag, setting
 from visualization.figures import Cell, lay_out, write_png
 from visualization.latents import read_latents
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(Opening):
+class Command(LoadSettings):
     """What every command takes.
 
     A subclass has an `output`, and a `make(output, generator)` which draws into that file.
@@ -42,7 +42,7 @@ class Command(Opening):
             SettingsError, CheckpointError: before anything is written.
         """
         output = self.open_output()
-        self.make(output, self.open_generator())
+        self.make(output, self.load_generator())
         print(f"Wrote {output}")
         return output
 

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset import to_image, to_tensor
-from metrics.features import recalibrate
-from models import GENERATE_BATCH, generate, random_latents
+from models import GENERATE_BATCH, generate, random_latents, recalibrate
 from serialization.construct import ACTIVATION_LAYERS
 from utils import SettingsError, random_at
 

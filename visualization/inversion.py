@@ -55,7 +55,7 @@ class Invert(Command):
         self.check_count(generator, 2 * len(self.photos))
         photos = read_photos(self.photos, generator.image_size, generator.channels)
         try:
-            network = self.open_discriminator(generator)
+            network = self.load_discriminator(generator)
         except CheckpointError as error:
             warn(f"{error}; photos are compared by their pixels alone")
             network = None

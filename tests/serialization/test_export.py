@@ -120,7 +120,7 @@ def test_a_small_checkpoint_draws_and_discriminates_as_the_large_one(small):
     with pytest.raises(CheckpointError, match="holds no discriminator"):
         generate_images(Request(load_path=str(output), export_checkpoint="again.pth"))
     assert not Path("again.pth").exists()
-    with pytest.raises(CheckpointError, match="can't be trained further"):
+    with pytest.raises(CheckpointError, match="cannot be resumed"):
         train(Config(resume=str(output), name="further", epochs=3))
 
 

@@ -19,7 +19,7 @@ from serialization import checkpoint  # noqa: E402
 
 # A run of 5 steps an epoch, which takes every chance to write a file.
 RUN = ["--data", "images", "--image_size", "16", "--features", "8", "--batch_size", "4",
-       "--save_every", "1", "--keep", "3", "--device", "cpu"]  # fmt: skip
+       "--save_every", "1", "--keep", "3", "--device", "cpu", "--precision", "fp32"]  # fmt: skip
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 STATES = ("generator", "discriminator", "optimizer_g", "optimizer_d", "generator_ema")
 

@@ -10,8 +10,7 @@ from torch import nn
 
 from dataset import to_image
 from explore import COMMANDS
-from metrics.features import recalibrate
-from models import Discriminator, Generator, generate, sample_latents
+from models import Discriminator, Generator, generate, recalibrate, sample_latents
 from serialization.checkpoint import CheckpointError
 from serialization.construct import ACTIVATIONS
 from utils import SettingsError, parse_settings
