@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from preprocessing.cache import Cached, clear, open_cached
-from preprocessing.sources import NAMED_SETS, DataError, Found, default_size, find
+from preprocessing.sources import NAMED_SETS, DataError, Found, default_size, find, run_name
 from utils import atomic_write, make_grid, run_script
 
 CPU = torch.device("cpu")
@@ -45,14 +45,6 @@ def parse_size(text: str | int) -> tuple[int, int]:
     if not (8 <= height <= 256 and 8 <= width <= 256):
         raise DataError(f"--image_size {text}: must be from 8 to 256 pixels a side")
     return height, width
-
-
-def run_name(data: str) -> str:
-    """Name a run after its data: the last part of a path, without the suffix of a file."""
-    path = Path(data).resolve()
-    name = path.stem if path.is_file() else path.name
-    # Cut, as a cache is named after it too, at some length, and no name may have over 255 bytes.
-    return re.sub(r"[/\\:]|\.$", "_", name[:50]) or "images"
 
 
 def load(

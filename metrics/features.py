@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dataset import run_name, to_image, to_tensor
+from dataset import to_image, to_tensor
 from models import GENERATE_BATCH, Discriminator, generate, init_weights, sample_latents
-from preprocessing.sources import find
+from preprocessing.sources import find, run_name
 from utils import SettingsError, atomic_write
 
 NETWORKS = ("inception", "efficientnet", "discriminator")

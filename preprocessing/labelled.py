@@ -14,9 +14,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset import run_name
 from preprocessing.cache import open_cached
-from preprocessing.sources import NAMED_SETS, DataError, Found, find, from_array, open_part
+from preprocessing.sources import (
+    NAMED_SETS,
+    DataError,
+    Found,
+    find,
+    from_array,
+    open_part,
+    run_name,
+)
 from utils import random_at, warn
 
 EVERY = 5  # of so many images one is set apart, up to the DCGAN authors' number

@@ -84,6 +84,14 @@ def find(data: str, download_dir: str = "data") -> Found:
     return found
 
 
+def run_name(data: str) -> str:
+    """Name a run after its data: the last part of a path, without the suffix of a file."""
+    path = Path(data).resolve()
+    name = path.stem if path.is_file() else path.name
+    # Cut, as a cache is named after it too, at some length, and no name may have over 255 bytes.
+    return re.sub(r"[/\\:]|\.$", "_", name[:50]) or "images"
+
+
 def default_size(data: str) -> tuple[int, int]:
     """Return the (height, width) in pixels that `data` trains at unless one is asked for."""
     named = data in NAMED_SETS and not Path(data).exists()

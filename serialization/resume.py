@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from dataset import run_name
-from preprocessing.sources import NAMED_SETS
+from preprocessing.sources import NAMED_SETS, run_name
 from serialization import checkpoint
 from serialization.checkpoint import CheckpointError
 from utils import warn

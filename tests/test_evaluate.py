@@ -14,7 +14,7 @@ from PIL import Image
 
 import evaluate as script
 from evaluate import Request, evaluate
-from metrics.distances import features
+from metrics import features
 from serialization import checkpoint
 from utils import SettingsError
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metrics.distances import features
+from metrics import features
 from metrics.features import (
     DiscriminatorFeatures,
     as_seen,

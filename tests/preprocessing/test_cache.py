@@ -141,15 +141,16 @@ def test_a_build_that_is_stopped_leaves_nothing_that_is_used(tmp_path):
     """Killed in the middle, and started again beside what that left."""
     folder = write_images(tmp_path / "set", 400, size=(8, 8))
     code = (
-        "import os, sys, time, images\n"
+        "import sys, time\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "decode = images._decode\n"
+        "import preprocessing.decode as decoding\n"
+        "decode = decoding._decode\n"
         "def slowly(open_one, size, channels, name):\n"
         "    if name == '0200.png' and channels:\n"
         "        print('half way', flush=True); time.sleep(60)\n"
         "    return decode(open_one, size, channels, name)\n"
-        "images._decode = slowly\n"
-        "images.FILES_PER_PROCESS = 1000\n"
+        "decoding._decode = slowly\n"
+        "decoding.FILES_PER_PROCESS = 1000\n"
         "import dataset\n"
         f"dataset.load({str(folder)!r}, (8, 8))\n"
     )

@@ -72,7 +72,7 @@ def test_a_path_that_exists_wins_over_a_name(tmp_path, monkeypatch):
 
 def test_digits_are_here_without_a_network():
     images = load("digits")
-    assert images.shape == (1797, 32, 32, 1)
+    assert images.shape == (1797, 16, 16, 1)
     assert images.min() == 0 and images.max() == 255
 
 
@@ -264,10 +264,10 @@ def test_worker_processes_survive_the_spawn_start_method(tmp_path):
     script.write_text(
         "import multiprocessing, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import images, dataset\n"
+        "import preprocessing.decode as decoding, dataset\n"
         "if __name__ == '__main__':\n"
         "    multiprocessing.set_start_method('spawn')\n"
-        "    images.os.cpu_count = lambda: 2\n"
+        "    decoding.os.cpu_count = lambda: 2\n"
         f"    print(dataset.load({str(folder)!r}, (8, 8)).sum())\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
