@@ -513,38 +513,41 @@ def run(
             unread.append(play(step, **next(stream)))
             bar.update()
 
-            # What is due; ranks ask each other for signals only when something is.
+            # What is due. Ranks ask each other for signals only when something is.
             epoch, within = divmod(step, schedule.steps_per_epoch)
+            ends = within == 0 or step == schedule.total  # of an epoch or of the run
             grid_due = within == 0 or step % config.sample_every == 0
-            save_due = within == 0 or step == schedule.total
-            log_due = grid_due or save_due or step % config.log_every == 0
+            log_due = grid_due or ends or step % config.log_every == 0
             if log_due or distributed.world_size() == 1:
                 stop = distributed.largest(signal_noted())
+            if not log_due and not stop:
+                continue
 
-            # Read losses, D(x) and D(G(z)); a value that is not finite ends the run here.
-            if log_due or stop:
-                values = read_metrics(unread, step)
-
-            # Sample grid of the EMA generator.
-            if logger and (grid_due or save_due or stop):
+            # Losses, D(x) and D(G(z)); samples of the EMA generator; states. What is not finite
+            # ends the run here, before anything of the step is written.
+            values = read_metrics(unread, step)
+            if logger and (grid_due or ends or stop):
                 grid = sample_grid(config, gan.generator_ema, step)
+            if logger and (ends or stop):
+                states = copy_states(gan, step)
+
+            # Sample grid.
+            if logger and (grid_due or ends or stop):
                 variety = logger.write_grid(step, grid)
                 if grid_due:  # not where this run alone has a grid, by where it ends
                     values["variety"] = variety
 
             # Log.
-            if logger and (log_due or stop):
+            if logger:
                 logger.log(step, values, bar)
 
             # Checkpoint.
-            if logger and (save_due or stop):
-                states = copy_states(gan, step)
+            if logger and (ends or stop):
                 logger.save(step, states, bar)
 
             # FID against the real images; best.pth keeps the least. A signal ends it.
-            if config.evaluate_every and not stop and save_due and (
-                step == schedule.total or epoch % config.evaluate_every == 0
-            ):  # fmt: skip
+            measured = step == schedule.total or epoch % (config.evaluate_every or 1) == 0
+            if config.evaluate_every and ends and measured and not stop:
                 if best:
                     distance = best.measure(gan.generator_ema, step, signal_noted)
                     logger.log_distance(step, best, distance, states, bar)

@@ -1,6 +1,9 @@
 """Faults under a run: full disks, damaged files, numbers that leave the range of floats."""
 
+import contextlib
+import errno
 import json
+import os
 import shutil
 import threading
 import zipfile
@@ -10,55 +13,92 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from serialization import checkpoint
 from serialization.checkpoint import CheckpointError
-from train import Config, Diverged, train
-from training.logger import Record, open_record
+from train import Config, train
+from training.logger import Diverged, open_logger, read_log
+from training.plots import animate, plot_log
+from training.setup import Schedule
+
+IMAGES = np.zeros((4, 16, 16, 3), np.uint8)
+BAR = tqdm(disable=True)
 
 
-def test_what_cannot_be_written_is_warned_of_and_at_the_end_raised(tmp_path, capsys):
+@pytest.fixture
+def logger(small):
+    """The logger of a run of two epochs of 5 steps, as train.py opens it."""
+    config = Config(**small, name="run")
+
+    @contextlib.contextmanager
+    def opened(**settings):
+        with open_logger(
+            replace(config, **settings), Schedule(4, 5, 0, 10), None, IMAGES, (0, 1)
+        ) as logger:
+            yield logger
+
+    return opened
+
+
+def test_what_cannot_be_written_is_warned_of_and_at_the_end_raised(logger, tmp_path, capsys):
     nowhere = tmp_path / "missing" / "last.pth"
-    with pytest.raises(FileNotFoundError, match="missing"), Record(tmp_path) as record:
+    with pytest.raises(FileNotFoundError, match="missing"), logger() as opened:
         for _ in range(20):
-            record.later(checkpoint.save, nowhere, {})
+            opened._later(checkpoint.save, nowhere, {})
     assert capsys.readouterr().err.count("training goes on") == 1  # for all 20
-    with pytest.raises(ZeroDivisionError), Record(tmp_path) as record:
-        record.later(checkpoint.save, tmp_path / "whole.pth", {})
-        record.later(checkpoint.save, nowhere, {})
+    with pytest.raises(ZeroDivisionError), logger() as opened:
+        opened._later(checkpoint.save, tmp_path / "whole.pth", {})
+        opened._later(checkpoint.save, nowhere, {})
         raise ZeroDivisionError  # training's own error is what a reader needs to see
     assert checkpoint.load(tmp_path / "whole.pth")
 
 
-def test_a_log_and_grids_that_are_gone_leave_nothing_to_plot(tmp_path):
-    """A user cleared them away while the run trains, or the disk was full from the start."""
-    record = Record(tmp_path / "samples")
-    shutil.rmtree(record.folder)
-    with pytest.raises(FileNotFoundError):  # which `later` warns of
-        record.log({"step": 1, "loss_d": 1.0})
-    record.plot()
-    record.folder.mkdir()
-    record.animate()
-    assert not list(record.folder.iterdir())
-    record.log({"step": 2, "frechet": 1.0})
-    record.plot()
-    assert Image.open(record.folder / "losses.png").size[0] == 900
+def test_a_run_goes_on_when_a_user_clears_its_samples_away(logger, capsys):
+    losses = {"loss_d": 1.0, "loss_g": 1.0, "d_real": 0.5, "d_fake": 0.5}
+    with logger() as opened:
+        opened.log(1, losses, BAR)
+        opened.pending[-1].result()
+        shutil.rmtree(opened.folder)
+        for step in range(2, 12):
+            opened.log(step, losses, BAR)
+            opened.pending[-1].exception()
+        opened.folder.mkdir()
+        opened.log(12, losses, BAR)
+    assert capsys.readouterr().err.count("training goes on") == 1
+    assert [entry["step"] for entry in read_log(opened.log_path)] == [12]
+    plot_log(opened.folder / "losses.png", read_log(opened.log_path))
+    assert Image.open(opened.folder / "losses.png").size[0] == 900
+    animate(opened.folder / "training.webp", [])
+    plot_log(opened.folder / "empty.png", [])
+    assert {path.name for path in opened.folder.iterdir()} == {"log.jsonl", "losses.png"}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_run_goes_on_without_tensorboard_when_its_file_cannot_be_written(tmp_path, capsys):
+def test_a_run_goes_on_without_tensorboard_when_its_file_cannot_be_written(logger, capsys):
     pytest.importorskip("tensorboard")
     before = threading.enumerate()
-    with Record(tmp_path, tensorboard=True) as record:
-        [events] = tmp_path.glob("events*")
+    losses = {"loss_d": 1.0, "loss_g": 1.0, "d_real": 0.5, "d_fake": 0.5}
+    with logger(tensorboard=True) as opened:
+        [events] = opened.folder.glob("events*")
         events.unlink()
         events.mkdir()
         for step in range(5):
-            record.later(record.log, {"step": step, "loss_d": 1.0})
+            opened.log(step, losses, BAR)
     for thread in set(threading.enumerate()).difference(before):
         thread.join(10)  # TensorBoard's own, whose error is then this test's
-    assert [entry["step"] for entry in record.entries()] == list(range(5))
+    assert [entry["step"] for entry in read_log(opened.log_path)] == list(range(5))
     assert capsys.readouterr().err.count("TensorBoard gets no more") == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_disk_without_locks_trains_with_a_warning(small, monkeypatch, capsys, number):
+    def acquire(self, blocking=True):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("training.logger.FileLock.acquire", acquire)
+    assert checkpoint.load(train(Config(**small)))["step"] == 10
+    assert "this disk has no locks" in capsys.readouterr().err
 
 
 def test_a_full_disk_keeps_the_checkpoint_that_is_there(tmp_path):
@@ -79,7 +119,7 @@ def test_a_full_disk_keeps_the_checkpoint_that_is_there(tmp_path):
 
 @pytest.mark.parametrize("settings", [{}, {"log_every": 3}, {"log_every": 5, "save_every": 1}])
 def test_a_run_that_diverges_names_its_step_and_writes_nothing_of_it(small, tmp_path, settings):
-    small |= settings | {"loss": "lsgan", "precision": "fp32", "sample_every": 4}
+    small |= settings | {"loss": "lsgan", "sample_every": 4}
     last = train(Config(**small, steps=5, learning_rate=1e-4))
     state = torch.load(last, weights_only=True)
     for group in state["optimizer_d"]["param_groups"]:
@@ -105,7 +145,7 @@ def test_resume_goes_back_past_checkpoints_that_are_damaged(small, capsys):
         path.write_bytes(data)
     resumed = train(Config(**small | {"epochs": 3}, resume="last"))
     said = capsys.readouterr().err
-    assert said.count("going on from") == 2 and "epoch_0001.pth" in said
+    assert said.count("resuming from") == 2 and "epoch_0001.pth" in said
     assert checkpoint.load(resumed)["step"] == 15
     for path in last.parent.glob("*.pth"):
         path.write_bytes(b"")
@@ -115,7 +155,7 @@ def test_resume_goes_back_past_checkpoints_that_are_damaged(small, capsys):
 
 def test_moments_that_are_not_finite_are_not_saved_either(small, tmp_path):
     """Squares of such gradients overflow in Adam while all that the networks give is finite."""
-    last = train(Config(**small, steps=5, precision="fp32"))
+    last = train(Config(**small, steps=5))
     state = checkpoint.load(last)
     state["optimizer_g"]["state"][0]["exp_avg_sq"].fill_(3.4e38)
     state["optimizer_g"]["param_groups"][0]["betas"] = (0.5, -9.0)  # what makes them grow
@@ -192,9 +232,8 @@ def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(small, tm
 def test_two_processes_do_not_write_one_run(small, tmp_path):
     """Neither its checkpoints nor its log and images."""
     config = Config(**small, name="images")
-    images = np.zeros((4, 16, 16, 3), np.uint8)
-    with open_record(config, 0, None, images) as record:
-        record.log({"step": 1})
+    with open_logger(config, Schedule(4, 5, 0, 10), None, IMAGES, (0, 1)) as logger:
+        logger.pending[-1].result()
         before = sorted(tmp_path.rglob("*"))
         for place in ("checkpoint_dir", "sample_dir"):
             other = replace(config, **{place: str(tmp_path / "cache" / "other")})
