@@ -84,7 +84,7 @@ class Config:
         "data", None, "in pixels, 64 or 64x96 (height x width)", shown="64, or the set's own"
     )
     channels: int | None = setting(
-        "data", None, "1 gray, 3 color, 4 with alpha", shown="found", choices=(1, 3, 4)
+        "data", None, "1 grey, 3 colour, 4 with alpha", shown="found", choices=(1, 3, 4)
     )
     mirror: bool = setting("data", False, "flip half of the images left to right")
 
@@ -96,7 +96,7 @@ class Config:
         "networks", 64, "channels of the largest maps; 128 is the paper's", minimum=1
     )
     max_features: int = setting("networks", 1024, "upper bound of any map's channels", minimum=1)
-    norm: str = setting("networks", "batch", "normalization (sec. 3)", choices=("batch", "none"))
+    norm: str = setting("networks", "batch", "normalisation (sec. 3)", choices=("batch", "none"))
     sync_bn: bool = setting(
         "networks", False, "batch norm over all GPUs' images, not each one's", may_change=True
     )
@@ -105,7 +105,7 @@ class Config:
     )
 
     loss: str = setting(
-        "game", "bce", "what the networks minimize", choices=("bce", "minimax", "lsgan", "hinge")
+        "game", "bce", "what the networks minimise", choices=("bce", "minimax", "lsgan", "hinge")
     )
     r1: float = setting("game", 0.0, "gamma of the penalty on D's gradient, R1; 0: none", minimum=0)
     r1_every: int = setting("game", 1, "steps from one penalty to the next", minimum=1)
@@ -124,7 +124,7 @@ class Config:
         "game", 0.999, "decay of the generator's EMA, which generates; 0: none", minimum=0, below=1
     )
     augment: bool = setting(
-        "game", False, "show D all images changed in color and place, with holes (small sets)"
+        "game", False, "show D all images changed in colour and place, with holes (small sets)"
     )
 
     epochs: int = setting("run", 40, "times to see each image", minimum=1, may_change=True)
@@ -188,7 +188,7 @@ class Config:
 
 
 class Loss(NamedTuple):
-    """What each network minimizes, from logits (N,), and how D's output is reported."""
+    """What each network minimises, from logits (N,), and how D's output is reported."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]  # of logit_real, logit_fake
     generator: Callable[[Tensor], Tensor]  # of logit_fake
@@ -333,7 +333,7 @@ def train_step(
         return x if chances is None else augment(x, chances[look])
 
     # Discriminator: tell real from generated. Real and generated images in batches of their own,
-    # as each batch is normalized by its own statistics.
+    # as each batch is normalised by its own statistics.
     real = seen(real, 0).detach().requires_grad_(r1 > 0)
     with autocast:
         with torch.set_grad_enabled(z_fresh is None):
@@ -410,10 +410,10 @@ def make_step(
 
         return record(step, config, gan, device)
 
-    plain, penalized = step_with(0.0), step_with(config.r1 * config.r1_every)
+    plain, penalised = step_with(0.0), step_with(config.r1 * config.r1_every)
 
     def play(number: int, **inputs: Tensor) -> Tensor:
-        return (penalized if config.r1 and number % config.r1_every == 0 else plain)(**inputs)
+        return (penalised if config.r1 and number % config.r1_every == 0 else plain)(**inputs)
 
     return play
 

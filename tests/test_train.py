@@ -307,7 +307,7 @@ def test_settings_of_a_run_repeat_it(small):
 
 
 def test_a_collapsed_run_says_so_once(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(monitor, "BEGUN", 2)  # its images are all gray at first
+    monkeypatch.setattr(monitor, "BEGUN", 2)  # its images are all grey at first
     train(Config(**small, sample_every=3))
     said = capsys.readouterr().err
     assert said.count("collapsed") == 1 and "--learning_rate" in said
