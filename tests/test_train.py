@@ -79,7 +79,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize("choices", CHOICES)
-@pytest.mark.parametrize("stop", [5, 7])  # an epoch's end, and the middle of one
+@pytest.mark.parametrize("stop", [pytest.param(5, marks=pytest.mark.slow), 7])  # 5: an epoch's end
 def test_a_resumed_run_equals_an_unbroken_one(small, choices, stop):
     small |= choices
     unbroken = checkpoint.load(train(Config(**small, name="unbroken")))
@@ -225,6 +225,7 @@ def test_resume_finds_data_that_has_moved_and_notices_that_it_changed(small, cap
         train(Config(**{**settings, "data": str(other)}, steps=4))
 
 
+@pytest.mark.slow
 def test_the_newest_numbered_checkpoints_are_kept_when_the_set_has_grown(small):
     settings = small | {"save_every": 1, "keep": 2}
     last = train(Config(**settings | {"epochs": 4}))
@@ -253,6 +254,7 @@ def test_what_a_crash_left_is_mended_by_resuming(small):
     assert not last.with_name("epoch_0001.pth").exists()
 
 
+@pytest.mark.slow
 def test_going_back_needs_a_name_of_its_own(small):
     last = train(Config(**small, save_every=1))
     earlier = last.with_name("epoch_0001.pth")

@@ -46,6 +46,7 @@ def test_the_best_is_kept_and_training_is_not_changed(small, capsys):
     assert checkpoint.load(branch)["step"] == 14
 
 
+@pytest.mark.slow
 def test_the_number_is_that_of_evaluate(small, tmp_path):
     last = train(Config(**small, evaluate_every=2))
     [value] = [e["frechet"] for e in entries(small) if "frechet" in e]
@@ -58,6 +59,7 @@ def test_the_number_is_that_of_evaluate(small, tmp_path):
     assert lines[0]["metric"] == "frechet" and lines[0]["value"] == pytest.approx(value, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_remembers_its_best(small):
     settings = {**small, "evaluate_every": 1}
     last = train(Config(**settings, name="broken", steps=5))
@@ -73,6 +75,7 @@ def test_a_resumed_run_remembers_its_best(small):
     assert checkpoint.load(path)["step"] == 15
 
 
+@pytest.mark.slow
 def test_a_best_that_was_measured_otherwise_is_not_lost(small, capsys):
     last = train(Config(**small, evaluate_every=1, steps=5))
     path = last.with_name("best.pth")
@@ -116,6 +119,7 @@ def test_a_signal_that_leaves_the_last_step_unmeasured_is_told(small, monkeypatc
     assert "step 3 was not measured" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_measuring_leaves_the_generator_as_it_was(small):
     config = Config(**small, name="images")
     images = load(small["data"], (16, 16), 3, cache_dir=small["cache_dir"])

