@@ -10,14 +10,14 @@
     python explore.py serve --load_path X.pth
 
 Wherever seeds stand, so may files of latents: 3,photo.npy,8-10 takes all rows of that file, and
-photo.npy:0 its first. What is written holds the command that draws it: a PNG in its text, a WebP as
-its description, a GIF as its comment, an MP4 not at all.
+photo.npy:0 its first. A PNG holds the command that makes it again, in its text.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -25,44 +25,123 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import load, to_image, to_tensor
-from metrics.features import untrained
-from models import GENERATE_BATCH, Generator, generate, recalibrate
-from preprocessing.decode import to_channels
-from serialization.load import LoadSettings
-from utils import REQUIRED, SettingsError, parse_settings, run_script, setting
-from visualization.animation import FRAMES_A_SECOND, SUFFIXES, write_animation
-from visualization.command import Command
-from visualization.directions import read_displacement
-from visualization.figures import Cell, as_pillow, in_lines
-from visualization.filters import (
-    Box,
-    activations_of,
-    as_image,
-    dim,
-    find_filters,
-    guided_gradient,
-    in_batches,
-    maps_of,
-    mark,
-    read_boxes,
-    strongest,
-    without,
+from dataset import load, printable, to_image, to_tensor
+from metrics.features import recalibrate, untrained
+from models import GENERATE_BATCH, Generator, generate
+from serialization.checkpoint import SHIPPED, CheckpointError
+from serialization.opening import Opening
+from utils import (
+    REQUIRED,
+    SettingsError,
+    check_writable,
+    flag,
+    parse_settings,
+    run_script,
+    setting,
+    warn,
 )
-from visualization.inversion import Invert
-from visualization.latents import combine, neighbours, read_terms, rescale, turn, walk
+from visualization import filters, latents
+from visualization.figures import SUFFIXES, Cell, as_pillow, save_figure, wrap, write_animation
+from visualization.inversion import invert, read_photos
 
-SIGN = 28  # size of a sum's signs, in pixels
+FRAME_TIME = 40  # milliseconds of a walk's frame
+SIGN_SIZE = 28  # of the signs of a sum, in pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Opening):
+    """Settings of every command that writes a file.
+
+    A subclass has an `output`, and a `make(output, generator)` which writes that file.
+
+    Raises:
+        SettingsError: a value out of its range.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]] = (".png",)  # that its output may have
+
+    scale: int = setting("files", 1, "times to enlarge each image, pixel for pixel", minimum=1)
+
+    def run(self) -> Path:
+        """Write the file and return its path.
+
+        Raises:
+            SettingsError, CheckpointError: before anything is written.
+        """
+        output, suffixes = Path(self.output), " or ".join(self.suffixes)
+        if output.suffix.lower() not in self.suffixes or output.is_dir():
+            raise SettingsError(f"--output {output}: must be a {suffixes} file")
+        check_writable(output.parent)
+        self.make(output, self.open_generator())
+        print(f"Wrote {output}")
+        return output
+
+    def read(
+        self, generator: Generator, text: str, flag: str = "--seeds"
+    ) -> tuple[list[str], Tensor]:
+        """Load a list of seeds and files as names and latents (N, Z), see `read_latents`."""
+        return latents.read_latents(text, generator.z_dim, generator.z_dist, flag)
+
+    def check_count(self, generator: Generator, count: int) -> None:
+        """Refuse more images than a viewer opens in one file.
+
+        Raises:
+            SettingsError: saying what to do.
+        """
+        height, width = (side * self.scale for side in generator.image_size)
+        if count * height * width > Image.MAX_IMAGE_PIXELS:
+            raise SettingsError(
+                f"{count:,} images of {height}x{width} pixels are too many for one file: ask for "
+                "fewer or smaller ones"
+            )
+
+    def generate(self, generator: Generator, z: Tensor) -> np.ndarray:
+        """Generate the images (N, H, W, C) uint8 of latents z (N, Z), `scale` times their size.
+
+        Raises:
+            SettingsError: they are too many, see `check_count`.
+        """
+        self.check_count(generator, len(z))
+        return self.enlarge(generate_images(generator, z))
+
+    def enlarge(self, images: np.ndarray) -> np.ndarray:
+        """Return images (N, H, W, C) at `scale` times their size."""
+        return images.repeat(self.scale, axis=1).repeat(self.scale, axis=2)
+
+    def line(self) -> str:
+        """Return the command line that makes the same images again."""
+        words = ["python", "explore.py", type(self).__name__.lower()]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            is_shipped = field.name == "load_path" and value == str(SHIPPED)
+            if value is None or value is False or is_shipped or field.name in ("output", "device"):
+                continue
+            if not field.metadata["positional"]:
+                words.append(flag(field))
+            if value is not True:
+                words += map(str, value if isinstance(value, list) else [value])
+        return shlex.join(words)
+
+    def write(self, output: Path, rows: Iterable[Sequence[Cell]]) -> None:
+        """Save a figure of cells, see `lay_out`."""
+        save_figure(output, list(rows), self.line())
+
+
+def generate_images(generator: Generator, z: Tensor) -> np.ndarray:
+    """Generate the images (N, H, W, C) uint8 of latents z (N, Z), with a progress bar."""
+    batches = tqdm(z.split(GENERATE_BATCH), desc="Generating", disable=None, leave=False)
+    return np.concatenate([to_image(generate(generator, rows)) for rows in batches])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pick(Command):
-    """Draw the images of many seeds, each with its number, to choose from.
+    """Plot the images of many seeds, each with its number, to choose from.
 
-    All may be moved along the directions that the generator's first layer answers most.
+    All may be moved along the directions that change the generator's first layer most.
     """
 
     seeds: str = setting("images", "0-99", "which, such as 0-63,100")
@@ -73,18 +152,17 @@ class Pick(Command):
     output: str = setting("files", "samples/pick.png", "the PNG to write")
 
     def make(self, output: Path, generator: Generator) -> None:
-        """Draw the sheet, as square as the number of images allows."""
+        """Save the figure, as square as the number of images allows."""
         names, z = self.read(generator, self.seeds)
         if self.move is not None:
-            z = turn(z, read_displacement(generator, self.move), 2)[:, 1]
-        cells = list(map(Cell, self.draw(generator, z), names))
-        columns = math.ceil(math.sqrt(len(cells)))
-        self.write(output, [cells[i : i + columns] for i in range(0, len(cells), columns)])
+            z = latents.turn(z, latents.read_displacement(generator, self.move), 2)[:, 1]
+        cells = list(map(Cell, self.generate(generator, z), names))
+        self.write(output, wrap(cells, columns=math.ceil(math.sqrt(len(cells)))))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Walk(Command):
-    """Go from latent to latent: an animation, or a strip with a row a leg, as figure 4."""
+    """Interpolate from latent to latent: an animation, or a strip with a row a leg, as figure 4."""
 
     suffixes: ClassVar = (".png", *SUFFIXES)
 
@@ -102,7 +180,7 @@ class Walk(Command):
     )
 
     def make(self, output: Path, generator: Generator) -> None:
-        """Draw the animation, of 25 frames a second, or the strip.
+        """Save the animation, of 25 frames a second, or the strip.
 
         A row of the strip begins with one latent of the list and ends with the next.
         """
@@ -112,7 +190,7 @@ class Walk(Command):
         strip = output.suffix.lower() == ".png"
         frames = self.frames or (9 if strip else 30)
         self.check_count(generator, len(z) * frames)
-        images = self.draw(generator, walk(z, frames, self.path, self.loop))
+        images = self.generate(generator, latents.walk(z, frames, self.path, self.loop))
         if strip:
             cells = list(map(Cell, images))
             cells[::frames] = map(Cell, images[::frames], names)
@@ -120,10 +198,7 @@ class Walk(Command):
             legs = range(0, len(cells) - 1, frames)
             self.write(output, [cells[i : i + frames + 1] for i in legs])
         else:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            images = [to_channels(as_pillow(image), 3) for image in images]
-            durations = [1000 // FRAMES_A_SECOND] * len(images)
-            write_animation(output, images, durations, self.line())
+            write_animation(output, list(map(as_pillow, images)), [FRAME_TIME] * len(images))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +206,7 @@ class Arithmetic(Command):
     """Add and subtract concepts, each the mean of some latents, as figure 7.
 
     In the middle of the last block is the result, and around it neighbours with noise of 0.25. The
-    means and the result are drawn at the norm that a latent of training has.
+    means and the result are generated at the norm that a latent of training has.
     """
 
     expression: str = setting(
@@ -141,32 +216,30 @@ class Arithmetic(Command):
     output: str = setting("files", "samples/arithmetic.png", "the PNG to write")
 
     def make(self, output: Path, generator: Generator) -> None:
-        """Draw the sheet: a column a concept, its mean beneath, the result."""
-        signs, lists = zip(*read_terms(self.expression), strict=True)
+        """Save the figure: a column a concept with its mean at the foot, and the result."""
+        signs, lists = zip(*latents.read_terms(self.expression), strict=True)
         where = "expression, a space before each sign:"
-        read = (self.read(generator, text, where) for text in lists)
-        names, concepts = zip(*read, strict=True)
+        names, concepts = zip(*(self.read(generator, text, where) for text in lists), strict=True)
         means = torch.stack([z.mean(0) for z in concepts])
-        result = rescale(combine(list(zip(signs, concepts, strict=True))), generator.z_dist)
-        around = neighbours(result)
-        block = [around[:4], result[None], around[4:]]
-        z = torch.cat([*concepts, rescale(means, generator.z_dist), *block])
-        images = iter(self.draw(generator, z))
+        result = latents.rescale(torch.tensor(signs, dtype=means.dtype) @ means, generator.z_dist)
+        around = latents.neighbours(result)
+        means = latents.rescale(means, generator.z_dist)
+        z = torch.cat([*concepts, means, around[:4], result[None], around[4:]])
+        images = iter(self.generate(generator, z))
 
-        equation = max(map(len, names))  # the row of the means, their signs and the result
-        cells = [[Cell()] * (2 * len(signs) + 4) for _ in range(equation + 2)]
+        # Signs and concepts take two columns each, the block three, "=" one and nothing one.
+        rows = max(map(len, names))  # of exemplars; the means are beneath, with the result
+        cells = [[Cell()] * (2 * len(signs) + 4) for _ in range(rows + 2)]
         for column, labels in enumerate(names):
-            for row, label in enumerate(labels, equation - len(labels)):
+            for row, label in enumerate(labels, rows - len(labels)):
                 cells[row][2 * column + 1] = Cell(next(images), label)
         for column, sign in enumerate(signs):
             text = "-" if sign < 0 else "+" * (column > 0)
-            cells[equation][2 * column : 2 * column + 2] = (
-                Cell(None, text, SIGN),
-                Cell(next(images), "mean"),
-            )
-        cells[equation][-4] = Cell(None, "=", SIGN)
+            cells[rows][2 * column] = Cell(None, text, SIGN_SIZE)
+            cells[rows][2 * column + 1] = Cell(next(images), "mean")
+        cells[rows][-4] = Cell(None, "=", SIGN_SIZE)
         for i, image in enumerate(images):
-            cells[equation - 1 + i // 3][i % 3 - 3] = Cell(image, "result" * (i == 4))
+            cells[rows - 1 + i // 3][i % 3 - 3] = Cell(image, "result" * (i == 4))
         self.write(output, cells)
 
 
@@ -185,13 +258,13 @@ class Turn(Command):
     output: str = setting("files", "samples/turn.png", "the PNG to write")
 
     def make(self, output: Path, generator: Generator) -> None:
-        """Draw the sheet, a row a latent."""
-        start = self.read(generator, self.from_, "--from")[1]
-        end = self.read(generator, self.to, "--to")[1]
+        """Save the figure, a row a latent."""
+        _, start = self.read(generator, self.from_, "--from")
+        _, end = self.read(generator, self.to, "--to")
         names, z = self.read(generator, self.seeds)
         self.check_count(generator, len(z) * self.steps)
-        moved = turn(z, combine([(1, end), (-1, start)]), self.steps)
-        images = iter(self.draw(generator, moved.flatten(0, 1)))
+        moved = latents.turn(z, end.mean(0) - start.mean(0), self.steps)
+        images = iter(self.generate(generator, moved.flatten(0, 1)))
         cells = [[Cell(), *(Cell(None, f"{t:.2g}") for t in torch.linspace(-1, 1, self.steps))]]
         for name in names:
             cells.append([Cell(None, name), *map(Cell, islice(images, self.steps))])
@@ -199,12 +272,54 @@ class Turn(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features(Command):
-    """Draw what excites the filters of the discriminator's last convolution, as figure 5.
+class Invert(Command):
+    """Find the latents whose images come nearest to photos, and save them for other commands.
 
-    For each filter, the images that it answers most, of those drawn from seeds or of a data set;
-    beneath them, by guided backpropagation, what in them it answers. On the left, the same for the
-    filters of an untrained discriminator.
+    The figure has the photos as the network sees them, and beneath each the image of its latent.
+    The latents are rows of the .npy file beside it, which may stand wherever seeds do.
+    """
+
+    photos: list[str] = setting(  # noqa: RUF009
+        "images", REQUIRED, "files of images", positional=True
+    )
+    starts: int = setting("search", 4, "latents that are improved; the best wins", minimum=1)
+    steps: int = setting("search", 250, "steps to improve them", minimum=1)
+    seed: int = setting("search", 0, "of the latents to start with", minimum=0, below=2**63)
+    output: str = setting("files", "samples/invert.png", "the PNG; the .npy lies beside it")
+
+    def make(self, output: Path, generator: Generator) -> None:
+        """Search, and save the latents (N, Z) float32 and the figure."""
+        if output.exists() and any(output.samefile(photo) for photo in self.photos):
+            raise SettingsError(f"--output {output}: is one of the photos")
+        self.check_count(generator, 2 * len(self.photos))
+        photos = read_photos(self.photos, generator.image_size, generator.channels)
+        try:
+            network = self.open_discriminator(generator)
+        except CheckpointError as error:
+            warn(f"{error}; photos are compared by their pixels alone")
+            network = None
+        z = invert(generator, to_tensor(photos), network, self.starts, self.steps, self.seed)
+        found = to_image(generate(generator, z))
+        for name, photo, image in zip(self.photos, photos, found, strict=True):
+            difference = np.square(photo.astype(float) - image).mean() ** 0.5
+            print(f"{printable(name)}: {difference:.1f} of 255 levels from its latent's image")
+
+        file = output.with_suffix(".npy")
+        latents.save_latents(file, z)
+        print(f"Wrote {file}")
+        names = (f"{file.name}:{i}" for i in range(len(z)))
+        above = list(map(Cell, self.enlarge(photos)))
+        below = list(map(Cell, self.enlarge(found), names))
+        self.write(output, wrap(above, below))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Command):
+    """Plot what excites the filters of the discriminator's last convolution, as figure 5.
+
+    For each filter, the images that excite it most, generated from seeds or of a data set; beneath
+    them, by guided backpropagation, what in them does. On the left, the same for the filters of an
+    untrained discriminator.
     """
 
     seeds: str | None = setting("images", None, "images to look through", shown="0-511")
@@ -224,40 +339,40 @@ class Features(Command):
             raise SettingsError("--seeds, --data: give one of them")
 
     def make(self, output: Path, generator: Generator) -> None:
-        """Draw the sheet, two rows a filter."""
-        trained = self.load_discriminator(generator)
+        """Save the figure, two rows a filter."""
+        trained = self.open_discriminator(generator)
         self.check_count(generator, 4 * self.filters * self.shown)
         if self.data is None:
             names, z = self.read(generator, self.seeds or "0-511")
-            batches = tqdm(z.split(GENERATE_BATCH), desc="Drawing", disable=None, leave=False)
-            images = np.concatenate([to_image(generate(generator, rows)) for rows in batches])
+            images = generate_images(generator, z)
         else:
             size, folders = generator.image_size, (self.download_dir, self.cache_dir)
             images = load(self.data, size, generator.channels, *folders)
             names = [""] * len(images)
 
         random = untrained(trained, self.seed)
-        recalibrate(random, in_batches(images, random))
+        recalibrate(random, filters.in_batches(images, random))
         blocks = []
         for title, network in (("random", random), ("trained", trained)):
             try:
-                found = strongest(network, images, self.filters, self.shown)
+                found = filters.strongest(network, images, self.filters, self.shown)
             except ValueError as error:
                 raise SettingsError(f"--filters {self.filters}: {error}") from None
-            block = [[Cell(None, title)]]
+            block = [[Cell(None, title)] + [Cell()] * (found.shape[1] - 1)]
             for i, rows in enumerate(found):
-                seen = as_image(guided_gradient(network, to_tensor(images[rows]), i))
+                seen = filters.as_image(
+                    filters.guided_gradient(network, to_tensor(images[rows]), i)
+                )
                 labels = (names[row] for row in rows)
                 block.append(list(map(Cell, self.enlarge(images[rows]), labels)))
                 block.append(list(map(Cell, self.enlarge(seen))))
-            block[0] += [Cell()] * (found.shape[1] - 1)
             blocks.append(block)
-        self.write(output, [[*left, Cell(), *right] for left, right in zip(*blocks, strict=True)])
+        self.write(output, ([*left, Cell(), *right] for left, right in zip(*blocks, strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dropout(Command):
-    """Find the generator's filters that draw what boxes mark, and draw without them, as figure 6.
+    """Find the filters behind what boxes mark, and generate without them, as figure 6.
 
     A logistic regression tells the places of a layer inside the boxes from others, and the filters
     to which it gives positive weights are dropped. The upper block has the marked images, with
@@ -270,7 +385,7 @@ class Dropout(Command):
     boxes: str = setting(
         "images", REQUIRED, "seed:left,top,right,bottom in pixels: 3:10,12,30,28; 17,22:8,9,26,27"
     )
-    seeds: str = setting("images", "0-7", "other images to draw without them")
+    seeds: str = setting("images", "0-7", "other images to generate without them")
     layer: int | None = setting(
         "filters", None, "the hidden layer, of which 1 comes first after z", shown="2", minimum=1
     )
@@ -278,40 +393,45 @@ class Dropout(Command):
     output: str = setting("files", "samples/dropout.png", "the PNG to write")
 
     def make(self, output: Path, generator: Generator) -> None:
-        """Draw the sheet."""
-        layers = len(activations_of(generator))
+        """Save the figure: whole images, and beneath each the same without the filters."""
+        layers = len(filters.activations_of(generator))
         layer = min(2, layers) if self.layer is None else self.layer
-        if not 0 < layer <= layers:
+        if layer > layers:
             raise SettingsError(f"--layer {layer}: the last hidden layer is {layers}")
-        marks: dict[tuple[float, ...], tuple[str, list[Box]]] = {}  # of each latent
-        for text, box in read_boxes(self.boxes, generator.image_size):
+
+        # Gather the boxes of each latent.
+        marks: dict[tuple[float, ...], tuple[str, list[filters.Box]]] = {}
+        for text, box in filters.read_boxes(self.boxes, generator.image_size):
             for name, z in zip(*self.read(generator, text, "--boxes"), strict=True):
                 marks.setdefault(tuple(z.tolist()), (name, []))[1].append(box)
-        z, (named, boxes) = torch.tensor(list(marks)), zip(*marks.values(), strict=True)
-        marked = mark(boxes, generator.image_size)
-        names, others = self.read(generator, self.seeds)
+        z, (names, boxes) = torch.tensor(list(marks)), zip(*marks.values(), strict=True)
+        marked = filters.mark(boxes, generator.image_size)
+        other_names, others = self.read(generator, self.seeds)
         self.check_count(generator, 3 * len(z) + 2 * len(others))
+
+        # Drop the filters that tell what is inside.
         try:
-            filters = find_filters(maps_of(generator, z, layer), marked, self.seed) > 0
+            maps = filters.maps_of(generator, z, layer)
+            dropped = filters.find_filters(maps, marked, self.seed) > 0
         except ValueError as error:
             raise SettingsError(f"--boxes {self.boxes}: {error}") from None
-        print(f"Layer {layer} of {layers}: dropped {filters.sum()} of {len(filters)} filters")
-        lacking = without(generator, layer, filters)
+        print(f"Layer {layer} of {layers}: dropped {dropped.sum()} of {len(dropped)} filters")
+        lacking = filters.without(generator, layer, dropped)
 
-        def cells(z: Tensor, names: Iterable[str]) -> list[list[Cell]]:
-            whole = map(Cell, self.draw(generator, z), names)
-            return [list(whole), list(map(Cell, self.draw(lacking, z)))]
+        def compare(z: Tensor, names: Iterable[str]) -> list[list[Cell]]:
+            whole = map(Cell, self.generate(generator, z), names)
+            return [list(whole), list(map(Cell, self.generate(lacking, z)))]
 
-        shown = self.enlarge(dim(to_image(generate(generator, z)), marked))
-        rows = in_lines(list(map(Cell, shown)), *cells(z, named))
-        self.write(output, rows + in_lines(*cells(others, names)))
+        shown = self.enlarge(filters.dim(to_image(generate(generator, z)), marked))
+        upper = wrap(list(map(Cell, shown)), *compare(z, names))
+        self.write(output, upper + wrap(*compare(others, other_names)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serve(LoadSettings):
+class Serve(Opening):
     """Open a page in the browser to look around: seeds and directions, arithmetic, walks.
 
-    It needs Gradio, and shows the command that draws each image. Whoever reaches it may name
+    It needs Gradio, and shows the command that makes each image. Whoever reaches it may name
     files of latents, so it is for this machine alone unless --host says otherwise.
     """
 
@@ -328,15 +448,15 @@ class Serve(LoadSettings):
         except ModuleNotFoundError as error:
             raise SettingsError(f"serve needs {error.name}: pip install gradio") from None
         check_address(self.host, self.port)
-        generator = self.load_generator()
-        shared = {field.name: getattr(self, field.name) for field in fields(LoadSettings)}
+        generator = self.open_generator()
+        shared = {field.name: getattr(self, field.name) for field in fields(Opening)}
 
-        def draw(name: str, output: Path, **asked: Any) -> str:
+        def make_file(name: str, output: Path, **asked: Any) -> str:
             command = COMMANDS[name](**shared, **asked)
             command.make(output, generator)
             return command.line()
 
-        serve(draw, generator, self.host, self.port, self.open)
+        serve(make_file, generator, self.host, self.port, self.open)
 
 
 COMMANDS = {

@@ -1,10 +1,8 @@
-"""The latent of an image, found by optimisation: what the generator comes nearest to it with."""
+"""Inversion: the latents whose images come nearest to photos, found by optimisation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,77 +10,26 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dataset import printable, to_image, to_tensor
-from models import GENERATE_BATCH, Generator, generate, random_latents
+from dataset import printable
+from models import GENERATE_BATCH, random_latents
 from preprocessing.decode import decode_all
 from preprocessing.sources import DataError, Found, formats
-from serialization.checkpoint import CheckpointError
-from utils import REQUIRED, SettingsError, random_at, setting, warn
-from visualization.command import Command
-from visualization.figures import Cell, in_lines
-from visualization.latents import VARIANCE, save_latents
+from utils import random_at
+from visualization.latents import VARIANCE
 
 CANDIDATES = 256  # latents whose images are compared before the best of them are improved
 LEARNING_RATE = 0.2  # Adam's at the first step; it falls to 0 as a cosine does
 PRIOR = 0.004  # weight of how unlikely a latent's length is, beside the distance of its image
 
 
-@dataclass(frozen=True, kw_only=True)
-class Invert(Command):
-    """Find the latents whose images come nearest to photos, and save them for other commands.
-
-    The sheet has the photos as the network sees them, and beneath each what its latent draws. The
-    latents are rows of the .npy file beside it, which may stand wherever seeds do.
-    """
-
-    photos: list[str] = setting(  # noqa: RUF009
-        "images", REQUIRED, "files of images", positional=True
-    )
-    starts: int = setting("search", 4, "latents that are improved; the best wins", minimum=1)
-    steps: int = setting("search", 250, "steps to improve them", minimum=1)
-    seed: int = setting("search", 0, "of the latents to start with", minimum=0, below=2**63)
-    output: str = setting("files", "samples/invert.png", "the PNG; the .npy lies beside it")
-
-    def open_output(self) -> Path:
-        """Do as `Command.open_output`, and refuse to write over a photo."""
-        output = super().open_output()
-        if output.exists() and any(output.samefile(photo) for photo in self.photos):
-            raise SettingsError(f"--output {output}: is one of the photos")
-        return output
-
-    def make(self, output: Path, generator: Generator) -> None:
-        """Search, save the latents (N, Z) float32 and draw the sheet."""
-        self.check_count(generator, 2 * len(self.photos))
-        photos = read_photos(self.photos, generator.image_size, generator.channels)
-        try:
-            network = self.load_discriminator(generator)
-        except CheckpointError as error:
-            warn(f"{error}; photos are compared by their pixels alone")
-            network = None
-        z = invert(generator, to_tensor(photos), network, self.starts, self.steps, self.seed)
-        drawn = to_image(generate(generator, z))
-        for name, photo, image in zip(self.photos, photos, drawn, strict=True):
-            difference = np.square(photo.astype(float) - image).mean() ** 0.5
-            print(f"{printable(name)}: {difference:.1f} of 255 levels from what is drawn")
-
-        latents = output.with_suffix(".npy")
-        save_latents(latents, z)
-        print(f"Wrote {latents}")
-        names = (f"{latents.name}:{i}" for i in range(len(z)))
-        above = list(map(Cell, self.enlarge(photos)))
-        below = list(map(Cell, self.enlarge(drawn), names))
-        self.write(output, in_lines(above, below))
-
-
 def read_photos(paths: Sequence[str], image_size: tuple[int, int], channels: int) -> np.ndarray:
-    """Return the images of files, decoded and cut as for training, as uint8 (N, H, W, C).
+    """Load the images of files as for training: uint8 (N, H, W, C), cropped and resized.
 
     Raises:
         DataError: naming the first file that can't be read, and why.
     """
-    found = Found(paths, _open_photo, "", [])
     photos = []
-    for path, decoded in decode_all(found, image_size, channels):
+    for path, decoded in decode_all(Found(paths, _open_photo, "", []), image_size, channels):
         if decoded.pixels is None:
             raise DataError(f"{printable(path)}: {decoded.reason}")
         photos.append(decoded.pixels)
@@ -101,33 +48,30 @@ def invert(
     steps: int = 250,
     seed: int = 0,
 ) -> Tensor:
-    """Find the latents z (N, Z), on the CPU, that draw images nearest to x (N, C, H, W) in [-1, 1].
+    """Find the latents (N, Z) that generate the images nearest to x (N, C, H, W) in [-1, 1].
 
-    For each image, the best `starts` of `CANDIDATES` random latents are improved in one batch by
-    `steps` steps of Adam, and the best of them is given, which follows from the image and the
-    seed alone. See `distances` for what nearest means; `PRIOR` holds latents to the length that
-    latents to draw from have, where the generator was trained.
+    Adam improves the best `starts` of `CANDIDATES` random latents of each image in one batch. The
+    result, on the CPU, follows from the image and the seed alone. See `distances` for what nearest
+    means; `PRIOR` holds latents to the length of those that the generator was trained on.
 
-    Both networks are left in eval mode. Shows the progress.
+    Shows the progress, and leaves both networks in eval mode.
     """
     generator.eval()
     if discriminator is not None:
         discriminator.eval()
     device = next(generator.parameters()).device
-    candidates = random_latents(
-        random_at(seed, "inversion", 0), max(CANDIDATES, starts), generator.z_dim, generator.z_dist
-    ).to(device)
+    count, random = max(CANDIDATES, starts), random_at(seed, "inversion", 0)
+    candidates = random_latents(random, count, generator.z_dim, generator.z_dist).to(device)
     found = []
-    total = len(x) * steps
-    with tqdm(total=total, desc="Inverting", unit="step", disable=None, leave=False) as bar:
+    with tqdm(
+        total=len(x) * steps, desc="Inverting", unit="step", disable=None, leave=False
+    ) as bar:
         for image in x.to(device).split(1):
             distance = distances(image, discriminator)
             with torch.no_grad():
-                order = torch.cat(
-                    [distance(generator(z)) for z in candidates.split(GENERATE_BATCH)]
-                )
-            z = candidates[order.argsort(stable=True)[:starts]]
-            found.append(_improve(z, generator, distance, steps, bar))
+                batches = candidates.split(GENERATE_BATCH)
+                order = torch.cat([distance(generator(z)) for z in batches]).argsort(stable=True)
+            found.append(_improve(candidates[order[:starts]], generator, distance, steps, bar))
     return torch.stack(found).cpu()
 
 
