@@ -9,9 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
-from preprocessing.decode import to_channels
 from utils import atomic_write, evenly_spaced, warn
-from visualization.animation import write_animation
+from visualization.figures import write_animation
 
 PANELS = {  # label of the axis: log key: legend
     "loss": {"loss_d": "discriminator", "loss_g": "generator"},
@@ -54,7 +53,7 @@ def animate(path: Path, grids: Sequence[Path], seconds: float = 8.0) -> None:
     frames = []
     for i in evenly_spaced(len(grids), 100):
         try:
-            frames.append(to_channels(Image.open(grids[i]), 3).copy())
+            frames.append(Image.open(grids[i]).copy())
         except OSError:
             warn(f"{grids[i]} can't be read, and is left out of {path.name}")
     if frames:

@@ -45,7 +45,11 @@ def check_address(host: str, port: int | None = None) -> None:
 
 
 def serve(
-    make_file: MakeFile, generator: nn.Module, host: str, port: int | None, browser: bool = False
+    make_file: MakeFile,
+    generator: nn.Module,
+    host: str,
+    port: int | None = None,
+    browser: bool = False,
 ) -> None:
     """Serve the page until Ctrl-C, without `port` at the first that is free from 7860 on.
 
@@ -55,7 +59,6 @@ def serve(
     """
     if int(gr.__version__.partition(".")[0]) < 6:
         raise SettingsError("serve needs Gradio 6 or newer: pip install --upgrade gradio")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         # Gradio asks itself whether it runs, which is nothing to ask a proxy.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "no_proxy": "*"}
@@ -69,6 +72,7 @@ def serve(
         except OSError as error:
             tried = port or "7860 to 7959"
             raise SettingsError(f"--port {tried}: taken; choose another") from error
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"Serving {page.local_url} until Ctrl-C", flush=True)
         while True:
             time.sleep(1)

@@ -1,14 +1,16 @@
-"""Latents by name, and the paths, sums and turns between them."""
+"""Latents by name; paths, turns and directions."""
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from models import sample_latents
+from models import Generator, sample_latents
 from utils import SettingsError
 from visualization.latents import (
-    combine,
+    leading_directions,
     neighbours,
+    read_displacement,
     read_latents,
     read_terms,
     rescale,
@@ -117,12 +119,6 @@ def test_a_walk_between_latents_in_one_line_is_finite():
         assert way.isfinite().all() and torch.equal(way[::4], z)
 
 
-def test_concepts_are_plain_means_added_and_subtracted():
-    z = combine([(1, drawn(1, 2)), (-1, drawn(3)), (1, drawn(4, 5, 6))])
-    expected = drawn(1, 2).sum(0) / 2 - drawn(3)[0] + drawn(4, 5, 6).sum(0) / 3
-    assert torch.allclose(z, expected, atol=1e-6)
-
-
 def test_neighbours_are_within_a_quarter_and_differ():
     z = drawn(3)[0]
     offsets = neighbours(z) - z
@@ -130,16 +126,13 @@ def test_neighbours_are_within_a_quarter_and_differ():
     assert 0.24 < offsets.abs().max() <= 0.2501 and offsets.mean().abs() < 0.02
 
 
-def test_the_paper_s_sum_has_the_norm_of_a_latent_and_a_mean_is_given_it():
-    latents = drawn(*range(100))
-    norm = latents.norm(dim=1).mean()
-    plain = combine([(1, latents[:3]), (-1, latents[3:6]), (1, latents[6:9])])
-    assert abs(plain.norm() / norm - 1) < 0.2
-    mean = latents[:3].mean(0)
-    assert mean.norm() < 0.7 * norm and abs(rescale(mean).norm() / norm - 1) < 0.03
-    assert torch.cosine_similarity(rescale(mean), mean, dim=0) > 0.9999
-    uniform = sample_latents(range(100), 100, "uniform").norm(dim=1).mean()
-    assert abs(rescale(mean, "uniform").norm() / uniform - 1) < 0.03
+@pytest.mark.parametrize("z_dist", ["normal", "uniform"])
+def test_a_mean_is_given_the_norm_of_a_latent(z_dist):
+    latents = sample_latents(range(100), 100, z_dist)
+    norm, mean = latents.norm(dim=1).mean(), latents[:3].mean(0)
+    scaled = rescale(mean, z_dist)
+    assert mean.norm() < 0.7 * norm and abs(scaled.norm() / norm - 1) < 0.03
+    assert torch.cosine_similarity(scaled, mean, dim=0) > 0.9999
     assert torch.equal(rescale(torch.zeros(100)), torch.zeros(100))
 
 
@@ -153,3 +146,38 @@ def test_a_turn_keeps_the_norm_and_has_the_latent_itself_in_its_middle():
     ends = z[0] + direction
     assert torch.cosine_similarity(turned[0, 4], ends, dim=0) > 0.9999
     assert turn(-direction[None], direction, 3).isfinite().all()
+
+
+def with_linear_layer(activation):
+    """A generator as other programs have: a linear layer first, and batch norm by feature."""
+    layers = [nn.Linear(6, 12), nn.BatchNorm1d(12), activation(), nn.Unflatten(1, (3, 2, 2))]
+    network = nn.Sequential(*layers, nn.Tanh()).eval()
+    network.z_dim = 6
+    return network
+
+
+@pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.ELU, None])
+def test_directions_are_the_singular_vectors_of_the_first_layer_and_its_batch_norm(activation):
+    torch.manual_seed(0)
+    network = with_linear_layer(activation) if activation else Generator(6, 8, 3, 8).eval()
+    layer, norm = [module for module in network.modules() if module._parameters][:2]
+    nn.init.normal_(layer.weight)
+    nn.init.uniform_(norm.weight, 0.1, 9)  # by which the map differs from the weights' alone
+    nn.init.uniform_(norm.running_var, 0.1, 9)
+    by_input = layer.weight.T if isinstance(layer, nn.Linear) else layer.weight.flatten(1)
+    gain = norm.weight / (norm.running_var + norm.eps).sqrt()
+    gain = gain.repeat_interleave(by_input.shape[1] // len(gain))
+    expected = torch.linalg.svd((by_input * gain).detach()).U.T
+    expected *= expected.gather(1, expected.abs().argmax(1, keepdim=True)).sign()
+    torch.testing.assert_close(leading_directions(network, 6), expected, atol=1e-4, rtol=0)
+    assert torch.equal(leading_directions(network, 2), leading_directions(network, 6)[:2])
+
+
+def test_displacements_add_up():
+    generator = Generator(6, 8, 3, 8).eval()
+    first, _, third = leading_directions(generator, 3)
+    moved = read_displacement(generator, " 1:2.5, 3:-4,1:1")
+    torch.testing.assert_close(moved, 3.5 * first - 4 * third)
+    for wrong in ("", "1", "0:2", "1:", "1:x", "-1:2", "1:1e9", "1:2,", "7:1"):
+        with pytest.raises(SettingsError, match=f"^--move {wrong}: "):
+            read_displacement(generator, wrong)
