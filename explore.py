@@ -30,10 +30,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import load, printable, to_image, to_tensor
-from metrics.features import recalibrate, untrained
-from models import GENERATE_BATCH, Generator, generate
+from metrics.features import untrained
+from models import GENERATE_BATCH, Generator, generate, recalibrate
 from serialization.checkpoint import SHIPPED, CheckpointError
-from serialization.opening import Opening
+from serialization.load import LoadSettings
 from utils import (
     REQUIRED,
     SettingsError,
@@ -53,7 +53,7 @@ SIGN_SIZE = 28  # of the signs of a sum, in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(Opening):
+class Command(LoadSettings):
     """Settings of every command that writes a file.
 
     A subclass has an `output`, and a `make(output, generator)` which writes that file.
@@ -76,7 +76,7 @@ class Command(Opening):
         if output.suffix.lower() not in self.suffixes or output.is_dir():
             raise SettingsError(f"--output {output}: must be a {suffixes} file")
         check_writable(output.parent)
-        self.make(output, self.open_generator())
+        self.make(output, self.load_generator())
         print(f"Wrote {output}")
         return output
 
@@ -294,7 +294,7 @@ class Invert(Command):
         self.check_count(generator, 2 * len(self.photos))
         photos = read_photos(self.photos, generator.image_size, generator.channels)
         try:
-            network = self.open_discriminator(generator)
+            network = self.load_discriminator(generator)
         except CheckpointError as error:
             warn(f"{error}; photos are compared by their pixels alone")
             network = None
@@ -340,7 +340,7 @@ class Features(Command):
 
     def make(self, output: Path, generator: Generator) -> None:
         """Save the figure, two rows a filter."""
-        trained = self.open_discriminator(generator)
+        trained = self.load_discriminator(generator)
         self.check_count(generator, 4 * self.filters * self.shown)
         if self.data is None:
             names, z = self.read(generator, self.seeds or "0-511")
@@ -428,7 +428,7 @@ class Dropout(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serve(Opening):
+class Serve(LoadSettings):
     """Open a page in the browser to look around: seeds and directions, arithmetic, walks.
 
     It needs Gradio, and shows the command that makes each image. Whoever reaches it may name
@@ -448,8 +448,8 @@ class Serve(Opening):
         except ModuleNotFoundError as error:
             raise SettingsError(f"serve needs {error.name}: pip install gradio") from None
         check_address(self.host, self.port)
-        generator = self.open_generator()
-        shared = {field.name: getattr(self, field.name) for field in fields(Opening)}
+        generator = self.load_generator()
+        shared = {field.name: getattr(self, field.name) for field in fields(LoadSettings)}
 
         def make_file(name: str, output: Path, **asked: Any) -> str:
             command = COMMANDS[name](**shared, **asked)
