@@ -13,13 +13,17 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(
+    "name",
+    ["throughput", *(pytest.param(name, marks=pytest.mark.slow) for name in list(TINY)[1:])],
+)
 def test_a_benchmark_prints_its_table(name, capsys):
     importlib.import_module(f"benchmarks.{name}").main(TINY[name].split())
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(rows) >= 3 and all("nan" not in row for row in rows)
 
 
+@pytest.mark.slow
 def test_quality_is_measured_and_not_trained_twice(tmp_path, capsys):
     pytest.importorskip("efficientnet_lite_pytorch")
     data = write_images(tmp_path / "cats", 128)

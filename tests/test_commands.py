@@ -32,13 +32,13 @@ SMALL = ["--steps", "2", "--features", "4", "--batch_size", "16", "--device", "c
 SMALL += ["--precision", "fp32"]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+def blocks(language, text=TEXT):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def commands():
-    """Return the pages' commands, pip and pytest left out, each as a list of words."""
-    lines = [part for block in blocks("bash") for line in block.splitlines()
+def commands(text):
+    """Return the commands in pages, pip and pytest left out, each as a list of words."""
+    lines = [part for block in blocks("bash", text) for line in block.splitlines()
              for part in line.split("&&")]  # fmt: skip
     words = [shlex.split(line, comments=True) for line in lines]
     return [w for w in words if w and "pip" not in w and "pytest" not in w]
@@ -80,10 +80,12 @@ def run(command, folder):
     return done
 
 
-def test_the_pages_commands_run_in_their_order(clone):
-    """Shortened by steps, and by width where a run does not take it from a checkpoint."""
-    assert len(commands()) >= 10
-    for command in commands():
+def run_commands(pages, clone):
+    """Run the commands of pages in their order, shortened.
+
+    By steps, and by width where a run does not take it from a checkpoint.
+    """
+    for command in commands("\n".join(page.read_text(encoding="utf-8") for page in pages)):
         command = [word.replace("epoch_0078", "epoch_0003") for word in command]
         if "train.py" in command:
             going_on = "--resume" in command or any(word.startswith("@") for word in command)
@@ -92,9 +94,22 @@ def test_the_pages_commands_run_in_their_order(clone):
                 # Three whole epochs of 40 images, for the numbered checkpoint that follows.
                 command += ["--steps", "6", "--save_every", "3"]
         run(command, clone)
+
+
+def test_the_readmes_commands_run_in_their_order(clone):
+    assert len(commands(PAGES[0].read_text(encoding="utf-8"))) >= 10
+    run_commands(PAGES[:1], clone)
     grid = Image.open(clone / "samples" / "generated.png")
     assert grid.size == (8 * 66 + 2, 8 * 66 + 2) and np.asarray(grid).std() > 1
     assert len(list((clone / "cats").iterdir())) == 100
+
+
+@pytest.mark.slow
+def test_the_other_pages_commands_run_in_their_order(clone):
+    """Behind those of the README, whose checkpoints they speak of."""
+    if not (clone / "checkpoints" / "cats").exists():
+        run_commands(PAGES[:1], clone)
+    run_commands(PAGES[1:], clone)
     assert (clone / "checkpoints" / "cats" / "epoch_0003.pth").exists()
     assert Image.open(clone / "samples" / "celeba" / "real.png").size[0] % 66 == 2
 

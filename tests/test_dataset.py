@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import dataset
+import utils
 from dataset import examine, find_alike, to_image, to_tensor
 from preprocessing.cache import open_cached
 from preprocessing.sources import find
@@ -100,7 +100,7 @@ def test_the_doctor_reports_where_training_would_refuse(tmp_path):
 
 def test_random_numbers_differ_between_purposes_and_positions():
     draws = {
-        float(dataset.random_at(seed, purpose, position).random())
+        float(utils.random_at(seed, purpose, position).random())
         for seed in (0, 1)
         for purpose in ("order", "mirror")
         for position in (0, 1)

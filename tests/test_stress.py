@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "stress"))
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="they kill, mount and bound as POSIX")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="they kill, mount and bound as POSIX"),
+]
 
 
 @pytest.mark.parametrize(

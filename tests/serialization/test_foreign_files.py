@@ -263,6 +263,7 @@ def test_probe_reads_a_strangers_discriminator(tmp_path):
     assert lines[0]["dimensions"] == (4 + 8 + 8) * 16 and lines[0]["accuracy"] > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("no_ema", [False, True])
 def test_the_pytorch_example_loads_what_is_exported(tmp_path, no_ema):
     torch.manual_seed(0)
