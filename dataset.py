@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from preprocessing.cache import Cached, clear, open_cached
 from preprocessing.sources import NAMED_SETS, DataError, Found, default_size, find, run_name
-from utils import atomic_write, make_grid, run_script
+from utils import atomic_write, make_grid, parse_size, run_script
 
 CPU = torch.device("cpu")
 
@@ -34,17 +33,6 @@ def to_image(x: Tensor) -> np.ndarray:
     """Convert a tensor (N, C, H, W) in [-1, 1] to uint8 images (N, H, W, C)."""
     levels = ((x.detach().float() + 1) * 127.5).round().clamp(0, 255)
     return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def parse_size(text: str | int) -> tuple[int, int]:
-    """Convert 64, "64" or "64x96" (height x width, in pixels) into (height, width)."""
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(text))
-    if match is None:
-        raise DataError(f"--image_size {text}: give it as 64 or, height x width, 64x96")
-    height, width = int(match[1]), int(match[2] or match[1])
-    if not (8 <= height <= 256 and 8 <= width <= 256):
-        raise DataError(f"--image_size {text}: must be from 8 to 256 pixels a side")
-    return height, width
 
 
 def load(

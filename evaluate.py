@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from dataset import load, parse_size
+from dataset import load
 from metrics.distances import FEWEST, compare, nearest
 from metrics.features import (
     NETWORKS,
@@ -37,6 +37,7 @@ from utils import (
     atomic_write,
     check_writable,
     parse_settings,
+    parse_size,
     pick_device,
     random_at,
     run_script,

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from tqdm.auto import tqdm
 
-from dataset import parse_size, to_image
+from dataset import to_image
 from models import (
     GENERATE_BATCH,
     Discriminator,
@@ -54,6 +54,7 @@ from utils import (
     check_settings,
     memory_format,
     parse_named_settings,
+    parse_size,
     pick_device,
     random_at,
     run_script,

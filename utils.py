@@ -257,6 +257,21 @@ def write_settings(path: Path, settings: Any) -> None:
         file.write("\n".join([*lines, ""]).encode("utf-8", "surrogateescape"))
 
 
+def parse_size(text: str | int) -> tuple[int, int]:
+    """Convert 64, "64" or "64x96" (height x width, in pixels) into (height, width).
+
+    Raises:
+        SettingsError: it is none of these, or a side is not from 8 to 256.
+    """
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(text))
+    if match is None:
+        raise SettingsError(f"--image_size {text}: give it as 64 or, height x width, 64x96")
+    height, width = int(match[1]), int(match[2] or match[1])
+    if not (8 <= height <= 256 and 8 <= width <= 256):
+        raise SettingsError(f"--image_size {text}: must be from 8 to 256 pixels a side")
+    return height, width
+
+
 def _type_of(settings: Any, field: dataclasses.Field) -> type:
     """Return the type of a field's values: T for `T | None`, list for `list[str]`."""
     kind = settings if isinstance(settings, type) else type(settings)

@@ -11,13 +11,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dataset import parse_size
 from models import Discriminator, Generator
 from serialization import checkpoint
 from serialization.checkpoint import SHIPPED, CheckpointError
 from serialization.construct import ACTIVATIONS
 from serialization.foreign import ForeignError, open_network
-from utils import check_settings, first_line, memory_format, pick_device, setting
+from utils import check_settings, first_line, memory_format, parse_size, pick_device, setting
 
 Network = TypeVar("Network", Generator, Discriminator)
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dataset import load, parse_size
+from dataset import load
 from preprocessing.sources import DataError
 from training import distributed
-from utils import SettingsError, check_writable, warn
+from utils import SettingsError, check_writable, parse_size, warn
 
 SMALL_SET = 500  # images below which --augment measured better
 FEW_STEPS = 250  # digits were readable after 280 steps, the eyes of cats after 600
