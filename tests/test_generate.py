@@ -10,7 +10,7 @@ import pytest
 from conftest import write_generator, write_images
 from PIL import Image
 
-from generate import Request, draw_batches, generate_images, write_files
+from generate import Request, generate_batches, generate_images, write_files
 from models import Generator
 from serialization.checkpoint import CheckpointError
 from train import Config, train
@@ -28,7 +28,7 @@ def files(folder):
 
 
 def draw_all(path, seeds):
-    batches = draw_batches(Generator.from_checkpoint(path), seeds)
+    batches = generate_batches(Generator.from_checkpoint(path), seeds)
     return np.concatenate([images for _, images in batches])
 
 

@@ -29,7 +29,7 @@ from torch import nn
 import probe
 from evaluate import Request as Evaluation
 from evaluate import evaluate
-from generate import Request, draw_batches, generate_images
+from generate import Request, generate_batches, generate_images
 from models import Discriminator, Generator, sample_latents
 from serialization import checkpoint
 from serialization.checkpoint import CheckpointError
@@ -283,7 +283,7 @@ def test_the_pytorch_example_loads_what_is_exported(tmp_path, no_ema):
     same_images(output, example.eval(), 100)
     again = Generator.from_checkpoint(output)
     for (_, ours), (_, theirs) in zip(
-        draw_batches(own, [3, 4]), draw_batches(again, [3, 4]), strict=True
+        generate_batches(own, [3, 4]), generate_batches(again, [3, 4]), strict=True
     ):
         assert np.array_equal(ours, theirs)
     assert not (tmp_path / "samples").exists()
