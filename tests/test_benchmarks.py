@@ -5,8 +5,11 @@ import importlib
 import pytest
 from conftest import write_images
 
+from benchmarks import gpu
+
 TINY = {
-    "throughput": "--images 8 --batch_size 4 --features 2 --steps 1 --repeats 1 --device cpu",
+    "throughput": "--images 8 --batch_size 4 --features 2 --steps 1 --repeats 1 --device cpu "
+    "--expert",
     "input_pipeline": "--images 8 --batch_size 4 --repeats 1 --device cpu",
     "generation": "--images 20 --repeats 1 --image_size 8",
     "scaling": "--counts 130 300 --ranks 1 --features 2 --steps 2 --repeats 1 --device cpu",
@@ -36,3 +39,13 @@ def test_quality_is_measured_and_not_trained_twice(tmp_path, capsys):
         tables.append([line for line in said.splitlines() if line.startswith("| ")])
     assert len(tables[0]) == 3 and tables[0] == tables[1]
     assert "epoch" not in said  # nothing was trained the second time
+
+
+@pytest.mark.slow
+def test_every_part_of_the_gpu_benchmark_runs_on_a_cpu(tmp_path, monkeypatch, capfd):
+    data = write_images(tmp_path / "faces", 130, size=(64, 64))
+    monkeypatch.setattr(gpu, "LIMITS", dict.fromkeys(gpu.LIMITS, 300))
+    failed = gpu.main(["--data", str(data), "--device", "cpu", "--steps", "1", "--features", "4"])
+    said = capfd.readouterr().out
+    assert failed == 0 and "8 of 8 parts passed" in said, said
+    assert "at most 0 levels apart" in said and "expert's step" in said
