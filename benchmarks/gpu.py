@@ -55,9 +55,10 @@ def tests(data: Path, device: str, steps: int, features: int) -> None:
 
 
 def commands(data: Path, device: str, steps: int, features: int) -> None:
-    """Run each script on the device: `auto`, the device by name, and files larger than the cache."""
+    """Run each script on the device: found, by name, without the graph, with R1, in fp16."""
     words = [
-        f"train.py --data {data} --name auto --steps {steps} --batch_size 32 --features {features}",
+        f"train.py --data {data} --name auto --steps {steps} --batch_size 32 "
+        f"--features {features}",
         f"train.py --data {data} --name named --steps {steps} --batch_size 32 --device {device} "
         f"--features {features}",
         f"train.py --data {data} --name plain --steps {steps} --batch_size 32 --no_graph --r1 1 "
