@@ -131,7 +131,7 @@ def test_the_notebooks_cells_run_in_their_order(clone, monkeypatch):
     (clone / "demo.py").write_text(short + "\nprint(type(seed), frames.shape, images.shape)")
     monkeypatch.setenv("MPLBACKEND", "Agg")
     said = run(["python", "demo.py"], clone).stdout
-    assert "<class 'int'> (19, 48, 48, 1) (21, 48, 48, 1)" in said
+    assert "<class 'int'> (19, 64, 64, 1) (21, 64, 64, 1)" in said
 
     # Who looks at it before running it sees the images of a whole run, and none of a broken one.
     shown = [json.dumps(cell["outputs"]) for cell in cells]
