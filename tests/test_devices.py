@@ -11,6 +11,7 @@ import torch
 
 import utils
 from training.acceleration import WARM_UP, Graph, cudnn_benchmark, half_precision, pick_precision
+from training.distributed import backend_for
 from utils import SettingsError, memory_format, pick_device, run_script, to_device, train_once
 
 CPU = torch.device("cpu")
@@ -96,6 +97,19 @@ def test_auto_without_a_gpu_says_why_where_there_may_be_one(monkeypatch, capsys)
     monkeypatch.setattr(utils.shutil, "which", lambda name: None)
     assert pick_device("auto") == CPU
     assert "--device mps would use" in capsys.readouterr().out
+
+
+def test_ranks_average_by_what_this_pytorch_has(monkeypatch, capsys):
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    assert backend_for(torch.device("cuda", 0)) == "nccl" and backend_for(CPU) == "gloo"
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    assert backend_for(torch.device("cuda", 0)) == "gloo"
+    assert "no NCCL" in capsys.readouterr().err
+    monkeypatch.setattr(torch.distributed, "is_backend_available", lambda name: name == "xccl")
+    assert backend_for(torch.device("xpu")) == "xccl"
+    monkeypatch.setattr(torch.distributed, "is_backend_available", lambda name: False)
+    with pytest.raises(SettingsError, match="--device xpu"):
+        backend_for(torch.device("xpu"))
 
 
 def test_devices_that_are_not_here_are_refused():

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils import SettingsError, warn
+
 PATIENCE = timedelta(hours=3)  # how long ranks wait while one of them decodes images or measures
 
 
@@ -64,14 +66,29 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or is_initialized():
         yield
         return
-    if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+    backend = backend_for(device)
+    dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
     with only_rank_zero_prints():
         yield
     _cpu_group.cache_clear()
     dist.destroy_process_group()
+
+
+def backend_for(device: torch.device) -> str:
+    """Return the backend that averages gradients on `device`.
+
+    Raises:
+        SettingsError: this PyTorch has none for it.
+    """
+    if device.type == "cuda" and dist.is_nccl_available():
+        return "nccl"
+    if device.type == "cuda":  # as on Windows
+        warn("this PyTorch has no NCCL: gloo averages the gradients, slower")
+    if device.type == "xpu" and dist.is_backend_available("xccl"):
+        return "xccl"
+    if device.type in ("xpu", "mps"):
+        raise SettingsError(f"--device {device.type}: this PyTorch trains on one of them only")
+    return "gloo"
 
 
 def gather(value: Any) -> list[Any]:
