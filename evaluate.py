@@ -1,4 +1,4 @@
-"""Tell how good generated images are: their distances from real ones, in a network's features.
+"""Measure how good generated images are: their distances from real ones, by a network's features.
 
     python evaluate.py --load_path checkpoints/cats/last.pth --data path/to/cats
     python evaluate.py --images path/to/generated --data path/to/cats

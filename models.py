@@ -21,7 +21,7 @@ GENERATE_BATCH = 64  # rows that `generate` always gives the generator
 
 
 class Generator(nn.Module):
-    """Draws images from latents: each layer doubles the map and halves the channels.
+    """Generates images from latents: each layer doubles the map and halves the channels.
 
     Args:
         z_dim: dimensions Z of the latent space; the paper's 100.
@@ -163,7 +163,7 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Draw a layer's weights as section 4 does: convolutions from N(0, 0.02).
+    """Initialise a layer's weights as section 4 does: convolutions from N(0, 0.02).
 
     Batch norm's gain comes from N(1, 0.02), as in the authors' code. Biases start at 0.
     """
@@ -180,7 +180,7 @@ def init_weights(module: nn.Module) -> None:
 def random_latents(
     random: np.random.Generator, count: int, z_dim: int, z_dist: str = "normal"
 ) -> Tensor:
-    """Draw latents (count, Z) on the CPU: "normal" is N(0, 1), "uniform" is U(-1, 1)."""
+    """Sample latents (count, Z) on the CPU: "normal" is N(0, 1), "uniform" is U(-1, 1)."""
     if z_dist == "normal":
         return torch.from_numpy(random.standard_normal((count, z_dim), dtype=np.float32))
     if z_dist == "uniform":
@@ -189,7 +189,7 @@ def random_latents(
 
 
 def sample_latents(seeds: Sequence[int], z_dim: int, z_dist: str = "normal") -> Tensor:
-    """Draw one latent per seed (any integer from 0), shape (len(seeds), Z), on the CPU.
+    """Sample one latent per seed (any integer from 0), shape (len(seeds), Z), on the CPU.
 
     Row i depends on seeds[i] alone, so any image can be drawn again by itself, in any batch and
     on any device.
@@ -200,7 +200,7 @@ def sample_latents(seeds: Sequence[int], z_dim: int, z_dist: str = "normal") -> 
 
 @torch.no_grad()
 def generate(generator: nn.Module, z: Tensor) -> Tensor:
-    """Draw the images (N, C, H, W) in [-1, 1] of latents z (N, Z), in eval mode, onto the CPU.
+    """Generate the images (N, C, H, W) in [-1, 1] of latents z (N, Z), in eval mode, onto the CPU.
 
     Image i depends on z[i] alone, to the last bit: batch norm takes its running statistics, and
     the network always sees `GENERATE_BATCH` rows, since another batch shape may round differently.

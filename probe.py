@@ -1,4 +1,4 @@
-"""Tell how good a discriminator's features are: how well a linear SVM tells classes by them.
+"""Measure a discriminator's features by how well a linear SVM tells classes by them.
 
     python probe.py --load_path checkpoints/cats/last.pth --data path/to/classes
     python probe.py --load_path X.pth --data svhn --labels_per_class 100
@@ -170,7 +170,7 @@ def pick_layers(layers: str | None, network: Discriminator) -> list[int]:
 
 
 def draw_labels(request: Request, data: Labelled) -> list[np.ndarray]:
-    """Draw as many images of every class, as often as asked: positions in `data.learning`.
+    """Sample as many images of every class, as often as asked: positions in `data.learning`.
 
     Draw i follows from the seed and i alone. None are drawn if all images are to be learnt from.
 
@@ -248,7 +248,7 @@ def measure(
     draws: Sequence[np.ndarray],
     device: torch.device,
 ) -> dict[str, Any]:
-    """Tell the classes of the test images by their features, and give how well that goes.
+    """Classify the test images by their features, and return the accuracies.
 
     With `draws`, accuracies are means over SVMs that learn from one draw each. Without, the SVM
     that is tested learns from the validation images too, once they have chosen C.

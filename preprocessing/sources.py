@@ -165,7 +165,7 @@ def _find_members(archive: Path) -> Found:
 
 
 def _refusal(member: zipfile.ZipInfo) -> str:
-    """Tell why a member of an archive is neither read nor ignored, or give nothing."""
+    """Return why a member of an archive is neither read nor ignored, or nothing."""
     name = member.filename.replace("\\", "/")
     if name.lower().endswith(ARCHIVE_SUFFIXES):
         return "an archive in the archive: unpack it first"
@@ -188,7 +188,7 @@ def _is_image(member: str) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    """Tell a hidden file or folder, or what macOS adds to archives."""
+    """Return whether it is a hidden file or folder, or what macOS adds to archives."""
     return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
 
 

@@ -64,7 +64,7 @@ class Step:
 
 
 def understand(state: dict[str, Tensor]) -> tuple[str, list[Step]]:
-    """Tell which kind of network a state dict is, and put its layers in order.
+    """Return which kind of network a state dict is, with its layers in order.
 
     Raises:
         ForeignError: it is no chain that begins and ends as a DCGAN does.

@@ -178,7 +178,7 @@ def _after(size: Size, kernel: Kernel, manner: Manner) -> Size:
 
 
 def _oddness(side: int, channels: int) -> int:
-    """Tell how unusual an image's side is, in pixels."""
+    """Return how unusual an image's side in pixels is."""
     if side == 28:
         return 8 * (channels != 1)
     if side in (32, 64, 128, 256, 512):

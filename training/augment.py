@@ -41,7 +41,7 @@ def _move(x: Tensor, dimension: int, chance: Tensor) -> Tensor:
 
 
 def _hole(x: Tensor, dimension: int, chance: Tensor) -> Tensor:
-    """Tell which places along a dimension are in the hole, whose middle lies anywhere."""
+    """Return which places along a dimension are in the hole, whose middle lies anywhere."""
     size = x.shape[dimension]
     first = (chance * (size + 1)).floor().long() - int(size * HOLE) // 2
     places = _places(x, dimension)
