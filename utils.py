@@ -18,7 +18,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -282,15 +282,49 @@ def _type_of(settings: Any, field: dataclasses.Field) -> type:
     return members[0] if members else annotation
 
 
+def keep_outputs_open() -> None:
+    """Let a run go on when its terminal has gone, its pipe is closed or its log's disk is full."""
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a descriptor that was closed would be that of the next file, and get the outputs
+    os.close(spare)
+    sys.stdout, sys.stderr = (_Output(stream) for stream in (sys.stdout, sys.stderr))
+
+
+class _Output:
+    """A stream that writes to nowhere from the first write on that fails."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
+        if hasattr(self.stream, "reconfigure"):  # a pipe on Windows may lack a file name's letters
+            self.stream.reconfigure(line_buffering=True, errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        self._try(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, call: Callable[..., Any], *arguments: str) -> None:
+        try:
+            call(*arguments)
+        except OSError:
+            # Under the stream, as what it has buffered will be tried again when the process ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 def run_script(main: Callable[[], Any]) -> None:
     """Run a script's `main`: a user's mistake becomes one line on stderr and exit status 2.
 
     Mistakes are `UserError`s, and files that the system refuses. A run that a signal has stopped
     ends with one line too, and with 128 + the signal's number, as shells expect.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a pipe on Windows may lack the letters of a file name
-            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    keep_outputs_open()
     try:
         main()
     except UserError as error:
