@@ -47,7 +47,7 @@ with open("file", "w") as file:
 def test_a_reader_who_leaves_ends_no_run():
     """And each line comes as soon as it is written, also into a pipe."""
     write_images(Path("images"), 8)
-    small = "--data images --image_size 16 --features 4 --batch_size 4 --device cpu --steps 400"
+    small = "--data images --image_size 16 --features 4 --batch_size 4 --device cpu --steps 60"
     words = [sys.executable, str(ROOT / "train.py"), *small.split()]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         while not process.stdout.readline().startswith(b"epoch 1 "):
@@ -55,4 +55,4 @@ def test_a_reader_who_leaves_ends_no_run():
         process.stdout.close()
         process.stderr.close()
         assert process.wait(120) == 0
-    assert checkpoint.load("checkpoints/images/last.pth")["step"] == 400
+    assert checkpoint.load("checkpoints/images/last.pth")["step"] == 60

@@ -213,7 +213,7 @@ class Logger:
         names = ("loss_d", "loss_g", "d_real", "d_fake")
         shown = "  ".join(f"{name} {self.values[name]:.3f}" for name in names)
         return (
-            f"epoch {self._epoch(step)}  step {step:,}/{self.schedule.total:,}  {shown}  "
+            f"epoch {self._epoch(step):.4g}  step {step:,}/{self.schedule.total:,}  {shown}  "
             f"{self.values['images_per_second']:,.0f} images/s  {self.monitor.words(step)}  "
             f"{tqdm.format_interval(left)} left"
         )
