@@ -48,9 +48,9 @@ def images_of(path, *seeds):
     return to_image(generate(generator, sample_latents(seeds, generator.z_dim)))
 
 
-def find(sheet, image):
+def find(figure, image):
     """Return where an image (H, W, C) stands in a figure, as (top, left), or None."""
-    pixels = np.asarray(Image.open(sheet))
+    pixels = np.asarray(Image.open(figure))
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     windows = np.lib.stride_tricks.sliding_window_view(pixels, image.shape[:2], (0, 1))
     found = np.argwhere((windows == np.moveaxis(image, 2, 0)).all((2, 3, 4)))
@@ -109,61 +109,61 @@ def test_an_mp4_of_an_odd_size_keeps_its_last_row_and_column_and_its_times(tmp_p
 
 
 def test_pick_has_each_seed_where_it_is_looked_for(saved):
-    sheet = run(saved[3], "pick --seeds 2,7,5,9,1")
-    rows, columns = zip(*(find(sheet, i) for i in images_of(saved[3], 2, 7, 5, 9, 1)), strict=True)
+    figure = run(saved[3], "pick --seeds 2,7,5,9,1")
+    rows, columns = zip(*(find(figure, i) for i in images_of(saved[3], 2, 7, 5, 9, 1)), strict=True)
     assert rows[0] == rows[1] == rows[2] < rows[3] == rows[4]
     assert columns[0] == columns[3] < columns[1] == columns[4] < columns[2]
-    beneath = np.asarray(Image.open(sheet))[rows[0] + 12 : rows[0] + 27]  # the numbers
+    beneath = np.asarray(Image.open(figure))[rows[0] + 12 : rows[0] + 27]  # the numbers
     assert (beneath < 128).any()
 
 
 def test_pick_moves_latents_at_their_distance(saved):
-    sheet = run(saved[1], "pick --seeds 5 --move 1:2,2:-3")
+    figure = run(saved[1], "pick --seeds 5 --move 1:2,2:-3")
     generator, z = Generator.from_checkpoint(saved[1]), sample_latents([5], 8)
     moved = z + read_displacement(generator, "1:2,2:-3")
-    assert find(sheet, to_image(generate(generator, moved * z.norm() / moved.norm()))[0])
-    assert not find(sheet, images_of(saved[1], 5)[0])
+    assert find(figure, to_image(generate(generator, moved * z.norm() / moved.norm()))[0])
+    assert not find(figure, images_of(saved[1], 5)[0])
 
 
 def test_a_file_of_latents_stands_for_a_seed(saved):
     np.save("photo.npy", sample_latents([5], 8).numpy())
     (image,) = images_of(saved[1], 5)
-    sheet = run(saved[1], "pick --seeds photo.npy --scale 3")
-    assert find(sheet, image.repeat(3, 0).repeat(3, 1))
+    figure = run(saved[1], "pick --seeds photo.npy --scale 3")
+    assert find(figure, image.repeat(3, 0).repeat(3, 1))
     for expression in ("photo.npy - 3", "-photo.npy + 3"):
         assert find(run(saved[1], f"arithmetic '{expression}'"), image)
 
 
 def test_a_strip_has_a_row_for_each_leg_with_its_latents_at_both_ends(saved):
     path = run(saved[1], "walk --seeds 3,7,9 --frames 4 --loop --output a.png")
-    sheet = np.asarray(Image.open(path))
+    figure = np.asarray(Image.open(path))
     three, seven, nine = images_of(saved[1], 3, 7, 9)[..., 0]
-    tops = range(2, sheet.shape[0], 12 + 15 + 2)
+    tops = range(2, figure.shape[0], 12 + 15 + 2)
     legs = ((three, seven), (seven, nine), (nine, three))
     for top, (start, end) in zip(tops, legs, strict=True):
-        row = sheet[top : top + 12]
+        row = figure[top : top + 12]
         assert np.array_equal(row[:, 2:18], start) and np.array_equal(row[:, -18:-2], end)
 
 
 def test_arithmetic_has_the_exemplars_and_the_result_beside_their_means(saved):
-    sheet = run(saved[1], "arithmetic '3,17,22 - 4,9 + 5'")
+    figure = run(saved[1], "arithmetic '3,17,22 - 4,9 + 5'")
     seeds = (3, 17, 22, 4, 9, 5)
-    tops, lefts = zip(*(find(sheet, image) for image in images_of(saved[1], *seeds)), strict=True)
+    tops, lefts = zip(*(find(figure, image) for image in images_of(saved[1], *seeds)), strict=True)
     assert tops[2] == tops[4] == tops[5] and tops[1] == tops[3] > tops[0]
     assert lefts[0] == lefts[2] < lefts[3] == lefts[4] < lefts[5]
     z = sample_latents(seeds, 8)
     result = z[:3].mean(0) - z[3:5].mean(0) + z[5]
     generator = Generator.from_checkpoint(saved[1])
     result = to_image(generate(generator, result[None] * 8**0.5 / result.norm()))[0]
-    top, left = find(sheet, result)
+    top, left = find(figure, result)
     assert top > tops[2] and left > lefts[5]
 
 
 def test_a_turn_has_each_latent_in_the_middle_of_its_row(saved):
-    sheet = run(saved[3], "turn --from 3,17 --to 4 --seeds 50-51 --steps 5")
-    (top, left), (below, same) = (find(sheet, image) for image in images_of(saved[3], 50, 51))
+    figure = run(saved[3], "turn --from 3,17 --to 4 --seeds 50-51 --steps 5")
+    (top, left), (below, same) = (find(figure, image) for image in images_of(saved[3], 50, 51))
     assert left == same and top < below
-    pixels = np.asarray(Image.open(sheet))
+    pixels = np.asarray(Image.open(figure))
     before, itself, after = (pixels[top : top + 12, left + i :][:, :16] for i in (-18, 0, 18))
     assert not np.array_equal(before, itself) and not np.array_equal(after, itself)
 
@@ -174,7 +174,7 @@ def test_invert_writes_photos_above_their_images_and_latents_that_make_them(
 ):
     photos = sorted(map(str, write_images(Path("photos"), 9).iterdir()))
     words = f"invert {shlex.join(photos)} --steps 3 --starts 2 --output new/photo.png"
-    sheet = run(saved[channels], words)
+    figure = run(saved[channels], words)
     said = capsys.readouterr()
     assert said.out.count("levels") == 9 and "Warning" not in said.err
     z = np.load("new/photo.npy")
@@ -182,7 +182,7 @@ def test_invert_writes_photos_above_their_images_and_latents_that_make_them(
     generator = Generator.from_checkpoint(saved[channels])
     (photo,) = read_photos(photos[8:], (12, 16), channels)
     (found,) = to_image(generate(generator, torch.from_numpy(z[8:])))
-    (top, left), (below, same) = find(sheet, photo), find(sheet, found)
+    (top, left), (below, same) = find(figure, photo), find(figure, found)
     assert top > 12 + 15 and below == top + 14 and left == same
     assert find(run(saved[channels], "pick --seeds new/photo.npy"), found)
 
@@ -200,17 +200,17 @@ def test_invert_without_a_discriminator_compares_pixels(tmp_path, capsys):
 
 def test_features_of_a_data_set(saved):
     folder = write_images(Path("cats"), 3)
-    sheet = Image.open(run(saved[1], f"features --data {folder} --filters 2 --shown 9"))
-    assert sheet.mode == "L" and sheet.size[1] == 2 + 15 + 2 + 4 * (12 + 2)
+    figure = Image.open(run(saved[1], f"features --data {folder} --filters 2 --shown 9"))
+    assert figure.mode == "L" and figure.size[1] == 2 + 15 + 2 + 4 * (12 + 2)
 
 
 def test_a_box_of_a_file_of_latents_marks_all_its_rows(saved, capsys):
     np.save("z.npy", sample_latents([3, 4], 8).numpy())
     said, figures = [], []
     for name in ("z.npy", "3-4"):
-        sheet = run(saved[3], f"dropout --boxes {name}:0,0,6,4 --scale 4")
+        figure = run(saved[3], f"dropout --boxes {name}:0,0,6,4 --scale 4")
         said.append(capsys.readouterr().out)
-        figures.append(np.asarray(Image.open(sheet))[-50:])  # without the names of the marked
+        figures.append(np.asarray(Image.open(figure))[-50:])  # without the names of the marked
     assert said[0] == said[1] and "dropped" in said[0] and np.array_equal(*figures)
 
 
@@ -265,8 +265,8 @@ def test_another_programs_checkpoint_takes_what_it_leaves_unsaid():
     torch.save(generator.state_dict(), "a.pth")
     image = to_image(generate(generator, sample_latents([5], 8, "uniform")))[0]
     unsaid = "--activation leaky_relu --image_size 16x16 --z_dist uniform"
-    sheet = run("a.pth", f"pick --seeds 5 {unsaid}")
-    assert find(sheet, image) and unsaid.split()[0] in Image.open(sheet).text["command"]
+    figure = run("a.pth", f"pick --seeds 5 {unsaid}")
+    assert find(figure, image) and unsaid.split()[0] in Image.open(figure).text["command"]
     assert not find(run("a.pth", "pick --seeds 5 --output c.png"), image)
 
 
@@ -278,7 +278,7 @@ def test_every_command_knows_other_programs_networks(stranger, command):
     networks = {"netG": at_random(generator), "netD": at_random(critic)}
     torch.save({name: one.state_dict() for name, one in networks.items()}, "a.pth")
     Image.new("RGB", (40, 30), "red").save("photo.png")
-    words = f"{command} {WORDS.get(command, '')} --activation relu --output sheet.png"
+    words = f"{command} {WORDS.get(command, '')} --activation relu --output figure.png"
     assert np.asarray(Image.open(run("a.pth", words))).std() > 10
 
 

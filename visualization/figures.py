@@ -57,8 +57,8 @@ def lay_out(rows: Sequence[Sequence[Cell]]) -> Image.Image:
         as_pillow(cell.image).mode for row in rows for cell in row if cell.image is not None
     )
     size = (sum(widths) + GAP * (len(widths) + 1), sum(heights) + GAP * (len(heights) + 1))
-    sheet = Image.new(mode, size, "white")
-    pen = ImageDraw.Draw(sheet)
+    figure = Image.new(mode, size, "white")
+    pen = ImageDraw.Draw(figure)
 
     top = GAP
     for row, height in zip(rows, heights, strict=True):
@@ -68,12 +68,13 @@ def lay_out(rows: Sequence[Sequence[Cell]]) -> Image.Image:
             if cell.image is None:
                 text_height = height
             else:
-                sheet.paste(as_pillow(cell.image), (left + (width - cell.image.shape[1]) // 2, top))
+                centred = left + (width - cell.image.shape[1]) // 2
+                figure.paste(as_pillow(cell.image), (centred, top))
             centre = (left + width / 2, top + image_height + text_height / 2)
             pen.text(centre, cell.text, "black", _font(cell.text_size), anchor="mm")
             left += width + GAP
         top += height + GAP
-    return sheet
+    return figure
 
 
 @functools.cache

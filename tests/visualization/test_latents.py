@@ -19,16 +19,16 @@ from visualization.latents import (
 )
 
 
-def drawn(*seeds, z_dim=100):
+def sampled(*seeds, z_dim=100):
     return sample_latents(seeds, z_dim)
 
 
 def test_a_list_takes_seeds_and_files_in_its_order(tmp_path):
-    np.save(tmp_path / "photo.npy", drawn(30, 31).double().numpy())
+    np.save(tmp_path / "photo.npy", sampled(30, 31).double().numpy())
     photo = str(tmp_path / "photo.npy")
     names, z = read_latents(f"5, {photo},7-8,{photo}:1", 100)
     assert names == ["5", "photo.npy:0", "photo.npy:1", "7", "8", "photo.npy:1"]
-    assert torch.equal(z, drawn(5, 30, 31, 7, 8, 31))
+    assert torch.equal(z, sampled(5, 30, 31, 7, 8, 31))
     assert torch.equal(read_latents("4", 8, "uniform")[1], sample_latents([4], 8, "uniform"))
 
 
@@ -93,7 +93,7 @@ def test_terms_have_signs_and_ranges_stay_ranges():
 @pytest.mark.parametrize("path", ["spherical", "straight"])
 @pytest.mark.parametrize("loop", [False, True])
 def test_a_walk_passes_its_latents_to_the_bit_in_equal_steps(path, loop):
-    z = rescale(drawn(3, 17, 22))
+    z = rescale(sampled(3, 17, 22))
     way = walk(z, 10, path, loop)
     assert way.shape == (30 if loop else 21, 100)
     assert torch.equal(way[::10], z)
@@ -107,20 +107,20 @@ def test_a_walk_passes_its_latents_to_the_bit_in_equal_steps(path, loop):
 
 
 def test_a_spherical_walk_keeps_the_norm_and_a_straight_one_does_not():
-    ends = drawn(3, 17).norm(dim=1)
-    around, through = walk(drawn(3, 17), 10).norm(dim=1), walk(drawn(3, 17), 10, "straight")
+    ends = sampled(3, 17).norm(dim=1)
+    around, through = walk(sampled(3, 17), 10).norm(dim=1), walk(sampled(3, 17), 10, "straight")
     assert ends.min() * 0.99 < around.min() and around.max() < ends.max() * 1.01
     assert through[5].norm() < 0.8 * ends.min()
 
 
 def test_a_walk_between_latents_in_one_line_is_finite():
-    z = torch.cat([drawn(3, 3), -drawn(3), torch.zeros(1, 100), 2 * drawn(3)])
+    z = torch.cat([sampled(3, 3), -sampled(3), torch.zeros(1, 100), 2 * sampled(3)])
     for way in (walk(z, 4), walk(z, 4, loop=True)):
         assert way.isfinite().all() and torch.equal(way[::4], z)
 
 
 def test_neighbours_are_within_a_quarter_and_differ():
-    z = drawn(3)[0]
+    z = sampled(3)[0]
     offsets = neighbours(z) - z
     assert offsets.shape == (8, 100) and len(offsets.unique(dim=0)) == 8
     assert 0.24 < offsets.abs().max() <= 0.2501 and offsets.mean().abs() < 0.02
@@ -137,7 +137,7 @@ def test_a_mean_is_given_the_norm_of_a_latent(z_dist):
 
 
 def test_a_turn_keeps_the_norm_and_has_the_latent_itself_in_its_middle():
-    z, direction = drawn(50, 51), drawn(3)[0]
+    z, direction = sampled(50, 51), sampled(3)[0]
     turned = turn(z, direction, 5)
     assert turned.shape == (2, 5, 100) and torch.equal(turned[:, 2], z)
     assert torch.allclose(turned.norm(dim=2), z.norm(dim=1)[:, None].expand(2, 5))
