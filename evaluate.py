@@ -76,7 +76,7 @@ class Request(LoadSettings):
     )
     image_size: str | None = setting(
         "images", None, "of --images or another program's checkpoint, in pixels, 64 or 64x96",
-        shown="64, or the likeliest",
+        shown="64, or the likeliest", size=True,
     )  # fmt: skip
     num_output: int | None = setting(
         "images", None, "how many of each", shown=f"all there are, to {MOST}", minimum=FEWEST

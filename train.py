@@ -82,7 +82,11 @@ class Config:
     cache_dir: str = setting("data", "cache", "folder of decoded images", may_change=True)
     clear_cache: bool = setting("data", False, "delete all decoded images first", may_change=True)
     image_size: str | None = setting(
-        "data", None, "in pixels, 64 or 64x96 (height x width)", shown="64, or the set's own"
+        "data",
+        None,
+        "in pixels, 64 or 64x96 (height x width)",
+        shown="64, or the set's own",
+        size=True,
     )
     channels: int | None = setting(
         "data", None, "1 grey, 3 colour, 4 with alpha", shown="found", choices=(1, 3, 4)
@@ -176,10 +180,6 @@ class Config:
     tensorboard: bool = setting("files", False, "log to TensorBoard too", may_change=True)
 
     def __post_init__(self) -> None:
-        if self.image_size is not None:
-            height, width = parse_size(self.image_size)
-            canonical = f"{height}" if height == width else f"{height}x{width}"
-            object.__setattr__(self, "image_size", canonical)
         check_settings(self)
         if self.name is not None and not re.fullmatch(r"[^/\\:]{0,99}[^/\\:.]", self.name):
             raise SettingsError(f"--name {self.name}: must be the name of a folder, not a path")

@@ -18,7 +18,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, TextIO, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,11 @@ from tqdm import tqdm
 
 Settings = TypeVar("Settings")
 REQUIRED = dataclasses.MISSING
+UNSUPPORTED = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # by network mounts
+ALSO_TAKEN: dict[type, tuple[type, ...]] = {  # for a setting of a type, and converted into it
+    bool: (np.bool_,), int: (np.integer,), float: (int, np.integer, np.floating),
+    str: (str, os.PathLike, torch.device), list: (),
+}  # fmt: skip
 
 
 class UserError(ValueError):
@@ -37,6 +42,22 @@ class UserError(ValueError):
 
 class SettingsError(UserError):
     """A setting that cannot be used; the message is one line that names its flag."""
+
+
+def warn(message: str) -> None:
+    """Print one line on stderr, above a progress bar if there is one."""
+    tqdm.write(f"Warning: {message}", file=sys.stderr)
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Do as `warn`, the first time that it is called with `message`."""
+    warn(message)
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a text, such as what an error of torch's says in pages."""
+    return next(iter(text.strip().splitlines()), "")
 
 
 # Settings as flags -------------------------------------------------------------------------------
@@ -54,6 +75,7 @@ def setting(
     shown: str | None = None,
     may_change: bool = False,
     positional: bool = False,
+    size: bool = False,
 ) -> Any:
     """Declare a field of a settings dataclass, and with it a flag of the same name.
 
@@ -70,31 +92,37 @@ def setting(
         may_change: whether a resumed run may have another value.
         positional: whether it is given by its place, and not as a flag; `default` is `REQUIRED`.
             Such a field may be a `list[str]`, which takes one or more.
+        size: whether it is a size in pixels, see `parse_size`; kept as "64" or "64x96".
     """
     metadata = {
         "help": help, "group": group, "choices": choices, "minimum": minimum, "below": below,
         "bare": bare, "shown": shown, "may_change": may_change, "positional": positional,
+        "size": size,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_settings(settings: Any) -> None:
-    """Refuse a value whose type, choice or range is not the one declared.
+    """Convert the values of a settings dataclass to the types declared, and refuse what is wrong.
+
+    A notebook may pass paths, NumPy's numbers and an int for a float; `~` is the home folder.
 
     Raises:
         SettingsError: naming the flag and what it takes.
     """
     for field in dataclasses.fields(settings):
-        value, wanted = getattr(settings, field.name), _type_of(settings, field)
+        given, wanted = getattr(settings, field.name), _type_of(settings, field)
         choices, minimum, below = (field.metadata[key] for key in ("choices", "minimum", "below"))
+        value = _convert(given, wanted, field.metadata)
+        object.__setattr__(settings, field.name, value)
         if value is None and field.default is None:
             continue
-        if wanted is float and type(value) is int:
-            value = float(value)
         if type(value) is not wanted:
-            problem = f"must be of type {wanted.__name__}"
+            problem = f"must be of type {wanted.__name__}, not {type(value).__name__}"
         elif value == "":
             problem = "must not be empty"
+        elif wanted is float and not math.isfinite(value):
+            problem = "must be a finite number"
         elif choices and value not in choices:
             problem = "must be one of " + ", ".join(map(str, choices))
         elif wanted in (int, float) and not minimum <= value < below:
@@ -102,7 +130,25 @@ def check_settings(settings: Any) -> None:
             problem = "must be " + " and ".join(bounds + [f"below {below:g}"] * (below < math.inf))
         else:
             continue
-        raise SettingsError(f"{flag(field)} {getattr(settings, field.name)}: {problem}")
+        raise SettingsError(f"{flag(field)} {given}: {problem}")
+
+
+def _convert(value: Any, wanted: type, metadata: Mapping[str, Any]) -> Any:
+    """Return `value` as the type `wanted`, or as it is where it does not stand for one of that."""
+    if value is None:
+        return None
+    if metadata["size"]:
+        height, width = parse_size(value)
+        return f"{height}" if height == width else f"{height}x{width}"
+    if metadata["bare"] and isinstance(value, bool):
+        return metadata["bare"] if value else None
+    if wanted is list and isinstance(value, list | tuple):
+        return [_convert(each, str, metadata) for each in value]
+    if isinstance(value, ALSO_TAKEN[wanted]) and type(value) is not bool:
+        value = wanted(value)
+    if type(value) is str and value[:2] in ("~", "~/", "~\\"):
+        value = os.path.expanduser(value)
+    return value
 
 
 def parse_settings(
@@ -212,21 +258,22 @@ class _Parser(argparse.ArgumentParser):
 _FLAG = re.compile(r"^--?([a-z][\w-]+)(?==|$)")  # as users write it
 
 # A flag, its value plain or in quotes, which are doubled inside, and a comment: all optional.
+# shlex.split would drop the backslashes of C:\cats, and break at the apostrophe of o'brien.
 _SETTINGS_LINE = re.compile(
-    r"""\s* (?: (--[\w-]+) (?: (?:\s*=\s*|\s+) (?: "((?:[^"]|"")*)" | ((?![\#="])\S.*?) ) )? )?
-    (?: (?:^|\s+) \#.* )? \s*""",
+    r"""\s* (?: (--?[\w-]+) (?: (?:\s*=\s*|\s+)
+    ( "(?:[^"]|"")*" | '(?:[^']|'')*' | (?![\#="'])\S.*? ) )? )? (?: (?:^|\s+) \#.* )? \s*""",
     re.VERBOSE,
 )
 
 
 def read_settings(path: str) -> list[str]:
-    """Read a file of flags, one `--flag value` a line, into command-line arguments.
+    """Read a settings file, one `--flag value` a line, into command-line arguments.
 
     Raises:
         SettingsError: the file can't be read, or a line is none of flag, value and comment.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
+        text = Path(path).expanduser().read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise SettingsError(f"settings file {path}: {error.strerror}") from None
     arguments = []
@@ -235,8 +282,9 @@ def read_settings(path: str) -> list[str]:
         if match is None:
             line = line if line.isprintable() else "a line"
             raise SettingsError(f"settings file {path}: {line} is not like: --epochs 25")
-        flag, quoted, plain = match.groups()
-        value = plain if quoted is None else quoted.replace('""', '"')
+        flag, value = match.groups()
+        if value and value[0] in "\"'":
+            value = value[1:-1].replace(2 * value[0], value[0])
         if flag:
             arguments.append(flag if value is None else f"{flag}={value}")
     return arguments
@@ -250,20 +298,21 @@ def write_settings(path: Path, settings: Any) -> None:
         if value is True:
             lines.append(flag(field))
         elif value is not None and value is not False:
-            plain = re.fullmatch(r'[^\s"#=]([^"#]*[^\s"#])?', str(value))
+            plain = re.fullmatch(r"""[^\s"'#=]([^"#]*[^\s"#])?""", str(value))
             value = value if plain else '"{}"'.format(value.replace('"', '""'))
             lines.append(f"{flag(field)} {value}")
     with atomic_write(path) as file:
         file.write("\n".join([*lines, ""]).encode("utf-8", "surrogateescape"))
 
 
-def parse_size(text: str | int) -> tuple[int, int]:
-    """Convert 64, "64" or "64x96" (height x width, in pixels) into (height, width).
+def parse_size(size: Any) -> tuple[int, int]:
+    """Convert 64, "64", "64x96" or (64, 96), in pixels, into (height, width).
 
     Raises:
         SettingsError: it is none of these, or a side is not from 8 to 256.
     """
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(text))
+    text = "x".join(map(str, size)) if isinstance(size, tuple | list) else str(size)
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if match is None:
         raise SettingsError(f"--image_size {text}: give it as 64 or, height x width, 64x96")
     height, width = int(match[1]), int(match[2] or match[1])
@@ -283,39 +332,31 @@ def _type_of(settings: Any, field: dataclasses.Field) -> type:
 
 
 def keep_outputs_open() -> None:
-    """Let a run go on when its terminal has gone, its pipe is closed or its log's disk is full."""
+    """Let stdout and stderr drop what nothing takes: `| head` has left, a log's disk is full.
+
+    A run would end there, and lose the steps since its last checkpoint.
+    """
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # a descriptor that was closed would be that of the next file, and get the outputs
+        pass  # closed before the start, as by >&-: the next file would get the number, and the text
     os.close(spare)
-    sys.stdout, sys.stderr = (_Output(stream) for stream in (sys.stdout, sys.stderr))
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, "w")  # noqa: SIM115
+            setattr(sys, name, stream)
+        if hasattr(stream, "reconfigure"):  # a pipe on Windows may lack the letters of a file name
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+        for method in ("write", "flush"):
+            setattr(stream, method, functools.partial(_attempt, getattr(stream, method), stream))
 
 
-class _Output:
-    """A stream that writes to nowhere from the first write on that fails."""
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
-        if hasattr(self.stream, "reconfigure"):  # a pipe on Windows may lack a file name's letters
-            self.stream.reconfigure(line_buffering=True, errors="backslashreplace")
-
-    def write(self, text: str) -> int:
-        self._try(self.stream.write, text)
-        return len(text)
-
-    def flush(self) -> None:
-        self._try(self.stream.flush)
-
-    def _try(self, call: Callable[..., Any], *arguments: str) -> None:
-        try:
-            call(*arguments)
-        except OSError:
-            # Under the stream, as what it has buffered will be tried again when the process ends.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())
-            os.close(nowhere)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
+def _attempt(call: Callable[..., Any], stream: IO[str], *arguments: Any) -> Any:
+    """Call a method of `stream`, which leads to nowhere from the first call on that fails."""
+    try:
+        return call(*arguments)
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:  # under it, as what is buffered is tried again
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def run_script(main: Callable[[], Any]) -> None:
@@ -349,11 +390,6 @@ def run_script(main: Callable[[], Any]) -> None:
 
 
 # The machine -------------------------------------------------------------------------------------
-
-
-def warn(message: str) -> None:
-    """Print one line on stderr, above a progress bar if there is one."""
-    tqdm.write(f"Warning: {message}", file=sys.stderr)
 
 
 def pick_device(name: str) -> torch.device:
@@ -461,19 +497,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     try:
         pinned = tensor.pin_memory()
     except RuntimeError as error:
-        _warn_once(f"no pinned memory here ({first_line(str(error))}): copies to the GPU wait")
+        warn_once(f"no pinned memory here ({first_line(str(error))}): copies to the GPU wait")
         return tensor.to(device)
     return pinned.to(device, non_blocking=True)
 
 
-@functools.cache
-def _warn_once(message: str) -> None:
-    warn(message)
-
-
-def first_line(text: str) -> str:
-    """Return the first line of a text, such as what an error of torch's says in pages."""
-    return next(iter(text.strip().splitlines()), "")
+# Files -------------------------------------------------------------------------------------------
 
 
 def check_writable(folder: Path) -> None:
@@ -485,9 +514,6 @@ def check_writable(folder: Path) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise SettingsError(f"{folder} can't be written: {there} is no folder with that permission")
-
-
-# Files -------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -544,14 +570,19 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut; Windows offers no such call."""
+    """Make a rename in `folder` survive a power cut, where the system and the disk can."""
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        warn_once(f"{folder}: this disk flushes no folders; a power cut may lose the last file")
 
 
 # Images and randomness ----------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class LoadSettings:
     )  # fmt: skip
     image_size: str | None = setting(
         "another program's checkpoint", None, "in pixels, 64 or 64x96 (height x width)",
-        shown="the likeliest",
+        shown="the likeliest", size=True,
     )  # fmt: skip
     z_dist: str | None = setting(
         "another program's checkpoint", None, "z from N(0, 1) or U(-1, 1)",
@@ -50,8 +50,6 @@ class LoadSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.image_size is not None:
-            parse_size(self.image_size)
 
     def load_generator(self) -> Generator:
         """Load the generator.

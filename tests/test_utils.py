@@ -1,15 +1,25 @@
-"""Settings as flags and files, devices."""
+"""Settings as flags and files, one-line errors, standard streams, files."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from conftest import write_images
 
+import utils
+from serialization import checkpoint
 from train import Config
 from utils import (
     REQUIRED,
     SettingsError,
+    atomic_write,
     check_settings,
     check_writable,
     parse_named_settings,
@@ -18,6 +28,8 @@ from utils import (
     setting,
     write_settings,
 )
+
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +40,7 @@ class Example:
     kind: str = setting("others", "a", "which", choices=("a", "b"))
     loud: bool = setting("others", False, "loudly: 100%")
     again: str | None = setting("others", None, "once more", bare="last")
+    size: str | None = setting("others", None, "how large", size=True)
 
     def __post_init__(self):
         check_settings(self)
@@ -37,23 +50,30 @@ def parse(*arguments):
     return parse_settings(Example, "What it is for.", arguments)
 
 
+# Flags --------------------------------------------------------------------------------------------
+
+
 def test_flags_become_settings():
     assert parse("--path", "x") == Example(path="x")
     given = parse("--path=x", "--count", "7", "--rate", "0.5", "--kind", "b", "--loud", "--again")
     assert given == Example(path="x", count=7, rate=0.5, kind="b", loud=True, again="last")
     assert parse("--path", "x", "--again", "y").again == "y"
-
-
-def test_one_dash_does_for_two():
     assert parse("-path", "x", "-count=7", "-loud") == parse("--path", "x", "--count=7", "--loud")
 
 
 def test_a_dash_does_for_an_underscore(tmp_path):
-    (tmp_path / "settings.txt").write_text("--log-every 5\n--name=two-words")
+    (tmp_path / "settings.txt").write_text("--log-every 5\n-name=two-words")
     words = [f"@{tmp_path / 'settings.txt'}", "--image-size=32", "-batch-size", "8", "--data=a-b"]
-    config = parse_settings(Config, None, words)
+    config, named = parse_named_settings(Config, None, words)
     assert (config.image_size, config.batch_size, config.log_every) == ("32", 8, 5)
     assert (config.name, config.data) == ("two-words", "a-b")
+    assert named == {"log_every", "name", "image_size", "batch_size", "data"}
+
+
+def test_flags_of_an_older_version_are_read():
+    words = ["--epochs", "40", "--on_collapse", "stop", "--mirror"]
+    config, named = parse_named_settings(Config, None, words)
+    assert config == Config(mirror=True) and named == {"epochs", "mirror"}
 
 
 @pytest.mark.parametrize(
@@ -72,16 +92,6 @@ def test_a_flag_that_does_not_parse_is_one_line_and_status_2(capsys, arguments, 
         parse(*arguments)
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and says in said and len(said.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"count": 0}, {"count": 2.0}, {"count": True}, {"rate": 1.0}, {"rate": float("nan")},
-     {"kind": "c"}, {"path": 3}, {"path": ""}, {"loud": "no"}],
-)  # fmt: skip
-def test_values_out_of_their_range_are_refused_by_name(wrong):
-    with pytest.raises(SettingsError, match=f"--{next(iter(wrong))} "):
-        Example(**{"path": "x", **wrong})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,31 +120,85 @@ def test_the_first_argument_chooses_among_commands():
         parse_command("move", "a", "--from", "-1")
 
 
-def test_help_speaks_of_commands_and_of_one(capsys):
-    for arguments, words in (
-        (["--help"], ["What they are for.", "move", "Move a thing."]),
-        (["move", "--help"], ["And what else", "THING", "(required)", "--from", "(default: 0)"]),
+def test_help_shows_commands_groups_and_every_default(capsys):
+    example = ["What it is for.", "things:", "others:", "(required)", "(default: 3)",
+               "(default: as fast as can be)", "(default: a)", "100% (default: False)"]  # fmt: skip
+    for parser, arguments, words in (
+        (parse_command, ["--help"], ["What they are for.", "move", "Move a thing."]),
+        (parse_command, ["move", "--help"], ["And what else", "THING", "--from", "(default: 0)"]),
+        (parse, ["--help"], example),
     ):
         with pytest.raises(SystemExit) as stopped:
-            parse_command(*arguments)
-        said = capsys.readouterr().out
+            parser(*arguments)
+        said = " ".join(capsys.readouterr().out.split())
         assert stopped.value.code == 0 and all(word in said for word in words)
 
 
-def test_help_shows_groups_and_every_default(capsys):
-    with pytest.raises(SystemExit):
-        parse("--help")
-    said = " ".join(capsys.readouterr().out.split())
-    for words in ("What it is for.", "things:", "others:", "(required)", "(default: 3)",
-                  "(default: as fast as can be)", "(default: a)", "100% (default: False)",
-                  ):  # fmt: skip
-        assert words in said
+# Values -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"count": 0}, {"count": 2.0}, {"count": True}, {"count": "3"}, {"rate": 1.0}, {"rate": "fast"},
+     {"rate": float("nan")}, {"rate": float("-inf")}, {"rate": True}, {"kind": "c"}, {"path": 3},
+     {"path": ""}, {"path": None}, {"path": b"x"}, {"loud": "no"}, {"loud": 1}, {"again": 3},
+     {"size": (7, 8)}, {"size": (8, 9, 10)}, {"size": 64.0}],
+)  # fmt: skip
+def test_values_that_cannot_be_used_are_refused_by_name(wrong):
+    name = next(iter(wrong)).replace("size", "image_size")
+    with pytest.raises(SettingsError, match=f"--{name} "):
+        Example(**{"path": "x", **wrong})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"image_size": "7"}, {"image_size": "64x300"}, {"image_size": "big"}, {"image_size": "64x"},
+     {"name": "a/b"}, {"name": ".."}, {"batch_size": 0}, {"beta1": 1.0}, {"loss": "wgan"},
+     {"learning_rate": -1.0}, {"learning_rate_g": float("inf")}, {"seed": -1}],
+)  # fmt: skip
+def test_config_refuses_by_the_name_of_the_flag(wrong):
+    with pytest.raises(SettingsError, match=f"--{next(iter(wrong))} "):
+        Config(**wrong)
+
+
+def test_what_notebooks_pass_is_converted():
+    config = Config(
+        data=Path("cats"), image_size=(48, np.int64(64)), mirror=np.True_, batch_size=np.int32(8),
+        learning_rate=np.float32(0.5), r1=1, resume=True, device=torch.device("cpu"),
+    )  # fmt: skip
+    plain = Config(
+        data="cats", image_size="48x64", mirror=True, batch_size=8, learning_rate=0.5, r1=1.0,
+        resume="last", device="cpu",
+    )  # fmt: skip
+    assert config == plain and json.dumps(asdict(config)) == json.dumps(asdict(plain))
+    assert Config(resume=False) == Config()
+    assert Config(image_size=28).image_size == Config(image_size="28x28").image_size == "28"
+    assert replace(config, epochs=4).epochs == 4
+    assert {type(field.default) for field in fields(Config)} <= {str, int, float, bool, type(None)}
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "settings.txt").write_text("--data ~/cats\n")
+    home = str(tmp_path / "cats")
+    for config in (
+        Config(data="~/cats"),
+        Config(data=Path("~", "cats")),
+        parse_settings(Config, None, ["--data=~/cats"]),
+        parse_settings(Config, None, ["@~/settings.txt"]),
+    ):
+        assert config.data == home
+    assert Config(data="~").data == str(tmp_path) and Config(data="~x").data == "~x"
+
+
+# Settings files -----------------------------------------------------------------------------------
 
 
 def test_a_settings_file_is_read_with_comments_quotes_and_spaces(tmp_path):
     path = tmp_path / "settings.txt"
     path.write_text(
-        "# a comment\n\n--path /images/my cats   # where\n--count=7\n   --kind b\n--loud\n"
+        "# a comment\n\n--path /images/my cats   # where\n--count=7\n   --kind 'b'\n--loud\n"
         '--again "one #2"\n'
     )
     expected = Example(path="/images/my cats", count=7, kind="b", loud=True, again="one #2")
@@ -142,44 +206,44 @@ def test_a_settings_file_is_read_with_comments_quotes_and_spaces(tmp_path):
     assert parse(f"@{path}", "--count", "8").count == 8
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "cats",
-        "/a b/c",
-        "C:\\cats\\new",
-        "a #b",
-        "#b",
-        "c#",
-        "o'brien",
-        '"x"',
-        " x ",
-        "Äpfel",
-        'a" #',
-        "=x",
-        "-dash",
-        "--loud",
-        "@x",
-        "a\u2028b",
-        "\udce9",
-    ],
-)
+TEXTS = [
+    "cats", "/a b/c", "C:\\cats\\new", "a #b", "#b", "c#", "o'brien", '"x"', "'x'", " x ",
+    "Äpfel", 'a" #', "=x", "-dash", "--loud", "@x", "a\u2028b", "\udce9", "a'b\"c",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_written_settings_are_read_back(tmp_path, text):
     settings = Example(path=text, rate=1e-5, loud=True)
     write_settings(tmp_path / "settings.txt", settings)
     assert parse(f"@{tmp_path / 'settings.txt'}") == settings
 
 
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [('"quo""te"', 'quo"te'), ('""""', '"'), ("o'brien", "o'brien"), ("C:\\my cats", "C:\\my cats"),
+     ('"C:\\my #1"', "C:\\my #1"), ('" a"', " a")],
+)  # fmt: skip
+def test_settings_files_of_earlier_versions_are_read(tmp_path, line, value):
+    (tmp_path / "settings.txt").write_text(f"--path {line}\n")
+    assert parse(f"@{tmp_path / 'settings.txt'}").path == value
+
+
 @pytest.mark.parametrize("content", [b"epochs: 25\n", b"\x89PNG\r\n\x1a\n\x00\x00", b'--path "x\n'])
-def test_what_is_no_settings_file_is_refused_by_name(tmp_path, content):
+def test_what_is_not_a_settings_file_is_refused_by_name(tmp_path, content):
     (tmp_path / "settings.txt").write_bytes(content)
     with pytest.raises(SettingsError, match=r"settings\.txt"):
         parse(f"@{tmp_path / 'settings.txt'}")
+    with pytest.raises(SettingsError, match=r"missing\.txt: No such file"):
+        parse("@missing.txt")
 
 
 def test_a_settings_file_from_windows_is_read(tmp_path):
     (tmp_path / "settings.txt").write_bytes("\ufeff--path Äpfel\r\n--count 7\r\n".encode())
     assert parse(f"@{tmp_path / 'settings.txt'}") == Example(path="Äpfel", count=7)
+
+
+# Errors and standard streams ----------------------------------------------------------------------
 
 
 def test_a_mistake_is_one_line_and_a_defect_a_traceback(capsys):
@@ -197,31 +261,62 @@ def test_a_mistake_is_one_line_and_a_defect_a_traceback(capsys):
         run_script(lambda: fail(ValueError("a defect")))
 
 
-def test_config_is_plain():
-    config = Config(epochs=3, image_size="64x64")
-    assert json.loads(json.dumps(asdict(config)))["image_size"] == "64"
-    assert Config(image_size=28).image_size == "28"
-    assert Config(image_size="64x96").image_size == "64x96"
-    assert replace(config, epochs=4).epochs == 4
-    assert {type(field.default) for field in fields(Config)} <= {str, int, float, bool, type(None)}
+@pytest.mark.skipif(os.name != "posix", reason="redirects as a POSIX shell does")
+@pytest.mark.parametrize("redirected", [">&- 2>&-", ">/dev/full 2>&1", "2>&1 | head -n 1"])
+def test_output_that_nothing_takes_ends_no_script(redirected):
+    """Closed, on a full disk, or a pipe whose reader leaves."""
+    code = """
+from pathlib import Path
+from utils import run_script, warn
+
+def main():
+    for i in range(10_000):
+        print(i)
+    warn("one that nobody reads")
+    Path("done").write_text("")
+
+run_script(main)
+"""
+    Path("code.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}"}
+    line = f"'{sys.executable}' code.py {redirected}"
+    done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True)
+    assert Path("done").exists() and not done.stderr and done.returncode == 0
 
 
-def test_flags_of_an_older_version_are_read():
-    words = ["--epochs", "40", "--on_collapse", "stop", "--mirror"]
-    config, named = parse_named_settings(Config, None, words)
-    assert config == Config(mirror=True) and named == {"epochs", "mirror"}
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at descriptors as Linux has")
+def test_what_was_closed_is_not_opened_as_a_file():
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import utils
+utils.keep_outputs_open()
+with open("file", "w") as file:
+    file.write(str([os.readlink(f"/proc/self/fd/{{n}}") for n in range(3)]))
+"""
+    Path("code.py").write_text(code)
+    subprocess.run(f"'{sys.executable}' code.py <&- >&- 2>&-", shell=True, check=True)
+    assert Path("file").read_text() == str(["/dev/null"] * 3)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"image_size": "7"}, {"image_size": "64x300"}, {"image_size": "big"}, {"image_size": "64x"},
-     {"name": "a/b"},
-     {"name": ".."}, {"name": ""}, {"batch_size": 0}, {"beta1": 1.0}, {"loss": "wgan"},
-     {"learning_rate": -1.0}, {"learning_rate_g": float("inf")}, {"seed": -1}],
-)  # fmt: skip
-def test_config_refuses_by_the_name_of_the_flag(wrong):
-    with pytest.raises(ValueError, match=f"--{next(iter(wrong))} "):
-        Config(**wrong)
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="closes pipes as POSIX does")
+def test_a_reader_who_leaves_ends_no_run():
+    """And each line comes as soon as it is written, also into a pipe."""
+    write_images(Path("images"), 8)
+    small = "--data images --image_size 16 --features 4 --batch_size 4 --device cpu --steps 40"
+    small += " --precision fp32"
+    words = [sys.executable, str(ROOT / "train.py"), *small.split()]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not process.stdout.readline().startswith(b"epoch "):
+            assert process.poll() is None
+        process.stdout.close()
+        process.stderr.close()
+        assert process.wait() == 0
+    assert checkpoint.load("checkpoints/images/last.pth")["step"] == 40
+
+
+# Files --------------------------------------------------------------------------------------------
 
 
 def test_folders_that_cannot_be_written_are_refused_without_making_them(tmp_path):
@@ -232,3 +327,21 @@ def test_folders_that_cannot_be_written_are_refused_without_making_them(tmp_path
         with pytest.raises(SettingsError, match="file"):
             check_writable(wrong)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere folders are not flushed")
+def test_a_disk_that_flushes_no_folders_is_written_with_one_warning(tmp_path, monkeypatch, capsys):
+    """As network mounts and shared folders of virtual machines."""
+    real = os.fsync
+
+    def fsync(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(descriptor)
+
+    monkeypatch.setattr(utils.os, "fsync", fsync)
+    for content in (b"first", b"second"):
+        with atomic_write(tmp_path / "file") as file:
+            file.write(content)
+    assert (tmp_path / "file").read_bytes() == b"second"
+    assert capsys.readouterr().err.count("flushes no folders") == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import errno
 import itertools
 import json
 import re
@@ -27,6 +26,7 @@ from serialization.checkpoint import CheckpointError
 from training.monitor import Monitor, variety
 from training.plots import animate, plot_log
 from utils import (
+    UNSUPPORTED,
     UserError,
     append_line,
     atomic_write,
@@ -38,7 +38,6 @@ from utils import (
 )
 
 REAL_IMAGES = 64  # in real.png
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # of network mounts
 MAX_PENDING = 8  # writes that may wait before the loop does
 
 
@@ -331,7 +330,7 @@ def _locked(*folders: Path) -> Iterator[None]:
                 problem = f"{folder} is being written by another process"
                 raise CheckpointError(f"{problem}: add --name for a run beside it") from None
             except (NotImplementedError, OSError) as error:
-                if getattr(error, "errno", None) not in (None, *NO_LOCKS):
+                if getattr(error, "errno", None) not in (None, *UNSUPPORTED):
                     raise
                 warn(f"{folder}: this disk has no locks: start no second run of this name")
         yield
