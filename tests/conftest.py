@@ -27,7 +27,7 @@ if hasattr(signal, "SIGHUP"):
 
 
 def write_images(folder, count, size=(20, 24), mode="RGB", suffix=".png", first=0):
-    """Write `count` random images of `size` (width, height) into `folder`, and give it."""
+    """Write `count` random images of `size` (width, height) into `folder`, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(first)
     depth = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,)}[mode]
@@ -38,7 +38,7 @@ def write_images(folder, count, size=(20, 24), mode="RGB", suffix=".png", first=
 
 
 def write_mnist(folder, count):
-    """Write `count` random digits as torchvision lays MNIST out in `folder`, and give them."""
+    """Write `count` random digits as torchvision lays MNIST out in `folder`, and return them."""
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), np.uint8)
@@ -52,7 +52,7 @@ def write_mnist(folder, count):
 
 
 def write_generator(path, channels=1, z_dist="normal"):
-    """Write a checkpoint of 12x16 networks as training does, their weights varied; give `path`."""
+    """Write a checkpoint of 12x16 networks with varied weights, as training does; return `path`."""
     torch.manual_seed(0)
     networks = {}
     for kind, first in ((Generator, (8,)), (Discriminator, ())):
@@ -81,12 +81,20 @@ def images(tmp_path):
     return write_images(tmp_path / "images", 20)
 
 
+def small_run(folder):
+    """Return settings of a run that takes a second, on the 20 images in `folder`/images.
+
+    It has 5 steps an epoch, and writes nothing outside `folder`.
+    """
+    return {
+        "data": str(folder / "images"), "image_size": 16, "features": 4, "z_dim": 8,
+        "batch_size": 4, "epochs": 2, "checkpoint_dir": str(folder / "checkpoints"),
+        "sample_dir": str(folder / "samples"), "log_every": 1, "device": "cpu",
+        "cache_dir": str(folder / "cache"), "precision": "fp32",
+    }  # fmt: skip
+
+
 @pytest.fixture
 def small(tmp_path, images):
-    """Settings of a run that takes a second: 5 steps an epoch, nothing outside tmp_path."""
-    return {
-        "data": str(images), "image_size": 16, "features": 4, "z_dim": 8, "batch_size": 4,
-        "epochs": 2, "checkpoint_dir": str(tmp_path / "checkpoints"), "device": "cpu",
-        "sample_dir": str(tmp_path / "samples"), "log_every": 1,
-        "cache_dir": str(tmp_path / "cache"), "precision": "fp32",
-    }  # fmt: skip
+    """Settings of a run that takes a second, see `small_run`."""
+    return small_run(tmp_path)

@@ -1,6 +1,8 @@
-"""Imports point one way, nothing runs at import, and no file of weights may run code."""
+"""Imports point one way, nothing runs at import, no file of weights runs code, no test goes out."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,13 @@ def test_no_checkpoint_is_read_with_leave_to_run_code(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
             assert "weights_only=True" in ast.unparse(node), f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("how", ["tcp.connect(there)", "udp.sendto(b'hello', there)"])
+def test_the_tests_are_off_the_network(how):
+    setup = "import socket as s; tcp, udp = s.socket(), s.socket(s.AF_INET, s.SOCK_DGRAM); "
+    code = setup + "there = ('192.0.2.1', 9); " + how  # an address for documentation, RFC 5737
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "PermissionError: the tests may not reach 192.0.2.1" in done.stderr
+    with pytest.raises(PermissionError, match="may not reach"):
+        exec(code, {})

@@ -64,6 +64,7 @@ def clone(tmp_path_factory):
 
 
 def run(command, folder):
+    """Run a command of the pages in `folder`, in a process of its own."""
     environment = dict(os.environ)
     if "=" in command[0]:  # VARIABLE=VALUE before a command, as in a shell
         name, _, value = command[0].partition("=")
@@ -74,16 +75,34 @@ def run(command, folder):
     }
     done = subprocess.run(
         [*programs[command[0]], *command[1:]],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
     return done
 
 
-def run_commands(pages, clone):
-    """Run the commands of pages in their order, shortened.
+@pytest.fixture
+def run_here(monkeypatch):
+    """Run a command `python SCRIPT ...` in this process, which has imported torch; its status."""
 
-    By steps, and by width where a run does not take it from a checkpoint.
+    def run_script(command, folder):
+        program, name, *arguments = command
+        assert program == "python"
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [str(ROOT / name), *arguments])
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        except SystemExit as stopped:
+            return stopped.code
+        return 0
+
+    return run_script
+
+
+def shortened(pages):
+    """Yield the commands of pages in their order, with fewer steps.
+
+    And narrow networks, where a run does not take the width from a checkpoint.
     """
     for command in commands("\n".join(page.read_text(encoding="utf-8") for page in pages)):
         command = [word.replace("epoch_0078", "epoch_0003") for word in command]
@@ -93,12 +112,13 @@ def run_commands(pages, clone):
             if "path/to/cats" in command and not going_on:
                 # Three whole epochs of 40 images, for the numbered checkpoint that follows.
                 command += ["--steps", "6", "--save_every", "3"]
-        run(command, clone)
+        yield command
 
 
-def test_the_readmes_commands_run_in_their_order(clone):
+def test_the_readmes_commands_run_in_their_order(clone, run_here):
     assert len(commands(PAGES[0].read_text(encoding="utf-8"))) >= 10
-    run_commands(PAGES[:1], clone)
+    for command in shortened(PAGES[:1]):
+        assert run_here(command, clone) == 0, shlex.join(command)
     grid = Image.open(clone / "samples" / "generated.png")
     assert grid.size == (8 * 66 + 2, 8 * 66 + 2) and np.asarray(grid).std() > 1
     assert len(list((clone / "cats").iterdir())) == 100
@@ -107,9 +127,9 @@ def test_the_readmes_commands_run_in_their_order(clone):
 @pytest.mark.slow
 def test_the_other_pages_commands_run_in_their_order(clone):
     """Behind those of the README, whose checkpoints they speak of."""
-    if not (clone / "checkpoints" / "cats").exists():
-        run_commands(PAGES[:1], clone)
-    run_commands(PAGES[1:], clone)
+    known = (clone / "checkpoints" / "cats").exists()
+    for command in shortened(PAGES[1:] if known else PAGES):
+        run(command, clone)
     assert (clone / "checkpoints" / "cats" / "epoch_0003.pth").exists()
     assert Image.open(clone / "samples" / "celeba" / "real.png").size[0] % 66 == 2
 
@@ -160,27 +180,14 @@ def test_the_table_of_flags_is_the_parsers():
     assert table and table[1].strip() == flag_rows()
 
 
-@pytest.fixture
-def script(tmp_path, monkeypatch, capsys):
-    """Run a script in this process as `python SCRIPT ARGUMENTS` would in tmp_path."""
-
-    def run_here(name, *arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [str(ROOT / name), *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(ROOT / name), run_name="__main__")
-        return stopped.value.code, *capsys.readouterr()
-
-    return run_here
-
-
 @pytest.mark.parametrize(
     "command",
     ["train.py", "generate.py", "evaluate.py", "probe.py", "dataset.py",
      *(f"explore.py {name}" for name in COMMANDS)],
 )  # fmt: skip
-def test_help_shows_the_defaults(command, script):
-    status, said, _ = script(*command.split(), "--help")
+def test_help_shows_the_defaults(command, run_here, tmp_path, capsys):
+    status = run_here(["python", *command.split(), "--help"], tmp_path)
+    said = capsys.readouterr().out
     assert status == 0 and "usage:" in said and "(default: " in said
 
 
@@ -227,14 +234,17 @@ def test_help_shows_the_defaults(command, script):
         ("dataset.py empty --nonsense", "--nonsense"),
     ],
 )
-def test_a_mistake_is_one_line_with_status_2_and_writes_nothing(script, tmp_path, command, says):
+def test_a_mistake_is_one_line_with_status_2_and_writes_nothing(
+    run_here, tmp_path, capsys, command, says
+):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.pth").write_text("no checkpoint")
     write_images(tmp_path / "path", 3)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("notes.txt", "no checkpoint either")
     before = sorted(tmp_path.rglob("*"))
-    status, _, said = script(*command.split())
+    status = run_here(["python", *command.split()], tmp_path)
+    said = capsys.readouterr().err
     assert status == 2 and len(said.splitlines()) == 1 and says in said, said
     assert sorted(tmp_path.rglob("*")) == before
 

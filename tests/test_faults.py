@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import small_run, write_images
 from PIL import Image
 from tqdm import tqdm
 
@@ -91,10 +92,9 @@ def test_a_run_goes_on_without_tensorboard_when_its_file_cannot_be_written(logge
     assert capsys.readouterr().err.count("TensorBoard gets no more") == 1
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
-def test_a_disk_without_locks_trains_with_a_warning(small, monkeypatch, capsys, number):
+def test_a_disk_without_locks_trains_with_a_warning(small, monkeypatch, capsys):
     def acquire(self, blocking=True):
-        raise OSError(number, os.strerror(number))
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("training.logger.FileLock.acquire", acquire)
     assert checkpoint.load(train(Config(**small)))["step"] == 10
@@ -117,7 +117,7 @@ def test_a_full_disk_keeps_the_checkpoint_that_is_there(tmp_path):
     assert path.read_bytes() == kept and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("settings", [{}, {"log_every": 3}, {"log_every": 5, "save_every": 1}])
+@pytest.mark.parametrize("settings", [{}, {"log_every": 5, "save_every": 1}])
 def test_a_run_that_diverges_names_its_step_and_writes_nothing_of_it(small, tmp_path, settings):
     small |= settings | {"loss": "lsgan", "sample_every": 4}
     last = train(Config(**small, steps=5, learning_rate=1e-4))
@@ -192,31 +192,34 @@ def names(state):
     state["config"][5] = "five"
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The checkpoint of a run of 5 steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_images(folder / "images", 20)
+    return train(Config(**small_run(folder), steps=5))
+
+
 @pytest.mark.parametrize("spoil", [shape, moment, network, kind, counts, names])
-def test_a_state_that_does_not_fit_is_refused(small, spoil):
+def test_a_state_that_does_not_fit_is_refused(small, trained, tmp_path, spoil):
     """Adam in one kernel would write where no moments are."""
-    last = train(Config(**small, steps=5))
-    state = checkpoint.load(last)
+    state = checkpoint.load(trained)
     spoil(state)
-    checkpoint.save(last, state)
-    with pytest.raises(CheckpointError, match=r"last\.pth"):
-        train(Config(**small, resume="last", steps=10))
+    checkpoint.save(tmp_path / "spoilt.pth", state)
+    with pytest.raises(CheckpointError, match=r"spoilt\.pth"):
+        train(Config(**small, resume=tmp_path / "spoilt.pth", steps=10))
 
 
-def test_every_bit_of_an_archives_directory_is_checked(small):
+def test_every_bit_of_an_archives_directory_is_checked(trained, tmp_path):
     """A bit that calls an entry a folder would leave its tensor unread, whatever the checksum."""
-    last = train(Config(**small, steps=1))
-    whole = last.read_bytes()
-    contents = repr(checkpoint.load(last))
-    for entry in zipfile.ZipFile(last).infolist():
+    whole, path = trained.read_bytes(), tmp_path / "a.pth"
+    for entry in zipfile.ZipFile(trained).infolist():
         named = whole.rindex(entry.filename.encode())  # in the directory, at the end of the file
         data = bytearray(whole)
         data[named - 8] ^= 0x10  # its attributes, which stand 8 bytes before its name
-        last.write_bytes(data)
+        path.write_bytes(data)
         with pytest.raises(CheckpointError, match="damaged"):
-            checkpoint.load(last)
-    last.write_bytes(whole)
-    assert repr(checkpoint.load(last)) == contents
+            checkpoint.load(path)
 
 
 def test_a_run_without_its_last_checkpoint_goes_on_from_the_one_before(small, tmp_path, capsys):
