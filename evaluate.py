@@ -9,7 +9,6 @@ is expected to do better. A file beside the checkpoint keeps all of it, one metr
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from utils import (
     run_script,
     setting,
     warn,
+    write_json,
 )
 
 MOST = 10_000  # images that are compared unless more are asked for
@@ -228,8 +228,7 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     for line in lines:
         line |= {name: float(f"{line[name]:.6g}") for name in ("value", "floor")}
         print(f"{line['metric']:12}{line['value']:>11.4g}{line['floor']:>12.4g}")
-    with atomic_write(path) as file:
-        file.write(b"[\n" + b",\n".join(json.dumps(line).encode() for line in lines) + b"\n]\n")
+    write_json(path, lines)
 
 
 def draw_sheet(

@@ -12,7 +12,6 @@ A folder or .zip holds train/CLASS and test/CLASS; or CLASS alone, and a fifth b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +34,6 @@ from preprocessing.sources import NAMED_SETS
 from utils import (
     REQUIRED,
     SettingsError,
-    atomic_write,
     check_settings,
     check_writable,
     parse_settings,
@@ -43,6 +41,7 @@ from utils import (
     random_at,
     run_script,
     setting,
+    write_json,
 )
 
 CHOOSING = 10  # draws of labels by which C is chosen, as in the authors' code
@@ -148,9 +147,7 @@ def probe(request: Request) -> list[dict[str, Any]]:
             f"{line['accuracy']:>10.2%}{spread}"
         )
         lines.append(line | about)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(output) as file:
-        file.write(b"[\n" + b",\n".join(json.dumps(line).encode() for line in lines) + b"\n]\n")
+    write_json(output, lines)
     print(f"\n{PUBLISHED}\nWrote {output}")
     return lines
 

@@ -8,6 +8,8 @@ import dataclasses
 import errno
 import functools
 import inspect
+import io
+import json
 import math
 import os
 import re
@@ -518,19 +520,22 @@ def check_writable(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of `path` once all is in it.
+    """Yield a file in memory, and write it to `path` whole or not at all.
 
-    It lies beside its place until it is flushed to the disk, and is then renamed, so that a crash
-    leaves the file that was there before, as does an error in the caller's block.
+    It is written beside its place, flushed to the disk and renamed, so that a crash or a full disk
+    leaves the file that was there before. In memory, since NumPy and torch hide what the system
+    says of a disk that is full.
 
     Raises:
         OSError: naming `path`.
     """
+    contents = io.BytesIO()
+    yield contents
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _naming(path):
             with open(temporary, "wb") as file:
-                yield file
+                file.write(contents.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -538,6 +543,17 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, entries: Sequence[Any]) -> None:
+    """Write `entries` as a JSON list, one a line, so that `grep` and `diff` find them.
+
+    Raises:
+        OSError: naming `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n").encode())
 
 
 def append_line(path: Path, line: bytes) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 import json
 from pathlib import Path
 
@@ -224,10 +223,8 @@ def extract_cached(
         known = []
     if (have := sum(map(len, known))) < len(rows):
         known.append(extract(network, images, rows[have:], what))
-        serialized = io.BytesIO()  # as NumPy hides what the system says of a disk that is full
-        np.save(serialized, torch.cat(known).numpy())
         with atomic_write(path) as file:
-            file.write(serialized.getbuffer())
+            np.save(file, torch.cat(known).numpy())
     return torch.cat(known)[: len(rows)]
 
 

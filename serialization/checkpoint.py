@@ -17,7 +17,6 @@ discriminator lies beside it, see `beside`.
 
 from __future__ import annotations
 
-import io
 import pickle
 import pickletools
 import re
@@ -87,10 +86,8 @@ def save(path: str | Path, contents: Mapping[str, Any]) -> None:
 
 def write(path: str | Path, contents: Any) -> None:
     """Do as `save`, for a file that need not be a training checkpoint."""
-    serialized = io.BytesIO()  # as torch hides what the system says of a disk that is full
-    torch.save(contents, serialized)
     with atomic_write(Path(path)) as file:
-        file.write(serialized.getbuffer())
+        torch.save(contents, file)
 
 
 def load(path: str | Path) -> dict[str, Any]:

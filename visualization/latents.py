@@ -6,7 +6,6 @@ The directions are those of Shen and Zhou, "Closed-Form Factorization of Latent 
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 
@@ -101,11 +100,9 @@ def save_latents(path: Path, z: Tensor) -> None:
     Raises:
         OSError: naming `path`.
     """
-    serialized = io.BytesIO()  # as NumPy hides what the system says of a disk that is full
-    np.save(serialized, z.numpy().astype(np.float32))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write(serialized.getbuffer())
+        np.save(file, z.numpy().astype(np.float32))
 
 
 def read_terms(text: str) -> list[tuple[int, str]]:
