@@ -138,7 +138,7 @@ def test_only_cuda_copies_without_waiting_and_only_where_memory_can_be_pinned(mo
             return super().__torch_function__(function, types, args, kwargs or {})
 
     x = torch.zeros(2).as_subclass(Spied)
-    utils._warn_once.cache_clear()
+    utils.warn_once.cache_clear()
     for kind in ("cpu", "mps", "xpu", "cuda", "cuda"):
         to_device(x, torch.device(kind))
     assert copies == [(kind, False) for kind in ("cpu", "mps", "xpu", "cuda", "cuda")]

@@ -66,7 +66,7 @@ def test_a_user_gets_metrics_and_a_sheet_beside_the_checkpoint(asked, tmp_path):
     words = [word for name, value in asked.items() for word in (f"--{name}", value)]
     done = subprocess.run(
         [sys.executable, ROOT / "evaluate.py", *words, "--num_output", "16", "--neighbours"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "\r" not in done.stderr and len(done.stderr.splitlines()) <= 1

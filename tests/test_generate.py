@@ -1,7 +1,5 @@
 """Images from a checkpoint: each by its seed alone, as a grid or as files."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from generate import Request, generate_batches, generate_images, write_files
 from models import Generator
 from serialization.checkpoint import CheckpointError
 from train import Config, train
-from utils import SettingsError
+from utils import SettingsError, run_script
 
 
 @pytest.fixture(scope="module")
@@ -84,16 +82,15 @@ def test_a_file_holds_the_pixels_exactly(tmp_path, channels, kind):
     assert np.array_equal(np.reshape(opened, image.shape), image)
 
 
-def test_a_file_that_cannot_be_written_is_one_line_with_status_2(saved, tmp_path):
+def test_a_file_that_cannot_be_written_is_one_line_with_status_2(saved, tmp_path, capsys):
     folder = tmp_path / "out"
     (folder / "seed_000700.png").mkdir(parents=True)
-    arguments = ["--load_path", saved, "--num_output", "2000", "--separate", "--output", folder]
-    script = Path(__file__).parent.parent / "generate.py"
-    done = subprocess.run(
-        [sys.executable, script, *arguments], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 2 and not done.stdout
-    assert len(done.stderr.splitlines()) == 1 and "seed_000700.png" in done.stderr, done.stderr
+    request = Request(load_path=saved, num_output=2000, separate=True, output=folder, device="cpu")
+    with pytest.raises(SystemExit) as stopped:
+        run_script(lambda: generate_images(request))
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and not said.out
+    assert len(said.err.splitlines()) == 1 and "seed_000700.png" in said.err, said.err
     assert len(list(folder.iterdir())) < 2000
 
 

@@ -66,7 +66,7 @@ def test_a_program_with_modules_of_the_same_names_keeps_them(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     done = subprocess.run(
         [sys.executable, "program.py", ROOT, *OURS],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert np.allclose(np.load(tmp_path / "own.npy"), generate(own, z), atol=1e-5)

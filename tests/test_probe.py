@@ -267,7 +267,7 @@ def test_the_command_compares_with_pixels_and_the_untrained_network(saved, tmp_p
     folder = write_classes(tmp_path / "colours", 30)
     arguments = ["--load_path", saved, "--data", folder, "--device", "cpu"]
     done = subprocess.run(
-        [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=120
+        [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert "72 labels; 15 choose C\ntesting on 18 images of 3 classes; chance 33.3%" in done.stdout

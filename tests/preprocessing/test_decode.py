@@ -258,6 +258,7 @@ def test_reading_is_quiet_about_odd_but_readable_images(tmp_path):
 # Processes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_worker_processes_survive_the_spawn_start_method(tmp_path):
     folder = write_images(tmp_path / "set", 600, size=(8, 8))
     script = tmp_path / "script.py"

@@ -34,15 +34,15 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_other(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="flushes no folders")
-def test_a_folder_that_cannot_be_flushed_is_named(tmp_path, monkeypatch):
-    """As those of some network disks; the file is in its place by then."""
+def test_a_folder_whose_flush_fails_is_named(tmp_path, monkeypatch):
+    """The file is in its place by then."""
 
     def fsync(descriptor):
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="Invalid") as caught:
+    with pytest.raises(OSError, match="Input/output") as caught:
         checkpoint.save(tmp_path / "a.pth", {"step": 1})
     assert caught.value.filename == str(tmp_path / "a.pth")
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]

@@ -200,7 +200,7 @@ def test_generate_draws_from_a_strangers_file(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "generate.py", "--load_path", "celeba.pth", "--num_output", "4",
          "--device", "cpu", "--output", "grid.png"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert "celeba.pth: a foreign generator under 'generator', 12-16-8-6-3, 32x32" in done.stdout

@@ -99,6 +99,7 @@ def interrupt_measuring(monkeypatch):
     monkeypatch.setattr(best.Drawn, "__getitem__", interrupted)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_measurement_of_a_step_that_is_saved(small, monkeypatch, capsys):
     monkeypatch.setattr(best, "CHUNK", 8)
     settings = {**small, "evaluate_every": 1}

@@ -42,7 +42,7 @@ def served(tmp_path_factory):
             line = server.stdout.readline()
             yield re.fullmatch(r"Serving (http://127.0.0.1:\d+/) until Ctrl-C\n", line)[1]
             server.send_signal(signal.SIGTERM)
-            assert server.wait(20) == 128 + signal.SIGINT and not server.stdout.read()
+            assert server.wait(600) == 128 + signal.SIGINT and not server.stdout.read()
         finally:
             server.kill()
             server.wait()
